@@ -1,0 +1,216 @@
+"""Checks of arguments and trees: what was given, where, and what is allowed."""
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from prunadag_optax.selection import FLOAT_DTYPES
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a Python or NumPy real number, bool excluded."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+
+
+def is_scalar_array(value: Any) -> bool:
+    """Whether `value` is a scalar array, as `optax.inject_hyperparams` passes."""
+    return isinstance(value, jax.Array | np.ndarray) and value.ndim == 0
+
+
+def check_scalar(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raises a ValueError unless `value` is a finite number in range.
+
+    The value of a scalar array is not looked at: it may be traced.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what was given.
+      least: smallest value, or None.
+      above: a value that must be exceeded, or None.
+      most: largest value, or None.
+      below: a value that must not be reached, or None.
+
+    Raises:
+      ValueError: naming the argument, the value and what is allowed.
+    """
+    if is_scalar_array(value):
+        return
+    limits: dict[str, tuple[Any, Any]] = {
+        ">=": (least, operator.ge),
+        ">": (above, operator.gt),
+        "<=": (most, operator.le),
+        "<": (below, operator.lt),
+    }
+    limits = {sign: limit for sign, limit in limits.items() if limit[0] is not None}
+    if not (
+        is_number(value)
+        and math.isfinite(value)
+        and all(holds(value, limit) for limit, holds in limits.values())
+    ):
+        allowed = " and ".join(f"{sign} {limit}" for sign, (limit, _) in limits.items())
+        raise ValueError(f"{name} must be a finite number {allowed}; got {value!r}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises a ValueError unless `value` is one of `choices`.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what was given.
+      choices: what is allowed.
+
+    Raises:
+      ValueError: naming the argument, the value and what is allowed.
+    """
+    if not isinstance(value, str) or value not in choices:
+        allowed = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be {allowed}; got {value!r}.")
+
+
+def check_dtype(name: str, value: Any) -> None:
+    """Raises a ValueError unless `value` is None or a real floating dtype.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what was given.
+
+    Raises:
+      ValueError: naming the argument, the value and what is allowed.
+    """
+    if value is None:
+        return
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.name not in FLOAT_DTYPES:
+        raise ValueError(
+            f"{name} must be None or one of {', '.join(FLOAT_DTYPES)}; got {value!r}."
+        )
+
+
+def check_relevant(relevant: Any, size: int | None = None) -> None:
+    """Raises a ValueError unless `relevant` is a fraction, a count or a schedule.
+
+    Args:
+      relevant: the argument of `prunadag`.
+      size: the number of components that a count may not exceed, where it is known.
+
+    Raises:
+      ValueError: naming the value and what is allowed.
+    """
+    allowed = (
+        "a fraction in (0, 1] as a float, a count >= 1 as an integer, or a schedule "
+        "count -> value of either"
+    )
+    if callable(relevant):
+        # A schedule that counts but returns floats would be read as fractions above 1.
+        with jax.ensure_compile_time_eval():
+            first = relevant(jnp.zeros([], jnp.int32))
+        if not isinstance(first, Tracer):
+            first = np.asarray(first).item()
+            try:
+                check_relevant(first)
+            except ValueError:
+                raise ValueError(
+                    f"relevant must be {allowed}; the schedule returned {first!r} at "
+                    "step 0 (a schedule of counts must return integers)."
+                ) from None
+        return
+    if is_scalar_array(relevant) and not jnp.issubdtype(relevant.dtype, jnp.bool_):
+        return
+    if not is_number(relevant):
+        raise ValueError(f"relevant must be {allowed}; got {relevant!r}.")
+    if isinstance(relevant, numbers.Integral):
+        if int(relevant) < 1:
+            raise ValueError(f"relevant must be {allowed}; got {relevant!r}.")
+        if size and int(relevant) > size:
+            raise ValueError(
+                f"relevant must be {allowed}; got the count {relevant!r}, more than "
+                f"the {size} parameters there are."
+            )
+    elif not 0 < relevant <= 1:
+        raise ValueError(f"relevant must be {allowed}; got {relevant!r}.")
+
+
+def check_real_leaf(name: str, path: tuple[Any, ...], leaf: Any) -> None:
+    """Raises a ValueError if a leaf is complex, integer or boolean.
+
+    Args:
+      name: the argument's name, for the message.
+      path: the leaf's key path.
+      leaf: an array, or its shape and dtype.
+
+    Raises:
+      ValueError: naming the leaf, its dtype and what is allowed.
+    """
+    dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
+    if dtype.name not in FLOAT_DTYPES:
+        raise ValueError(
+            f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}; allowed are real "
+            f"floating-point leaves ({', '.join(FLOAT_DTYPES)}). Keep other leaves "
+            "out of the optimizer with optax.masked or optax.partition, out of "
+            "pruning with `where`."
+        )
+
+
+def check_real_leaves(name: str, tree: optax.Params) -> None:
+    """`check_real_leaf` for every leaf of a tree.
+
+    Args:
+      name: the argument's name, for the message.
+      tree: pytree of arrays.
+
+    Raises:
+      ValueError: naming the leaf, its dtype and what is allowed.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        check_real_leaf(name, path, leaf)
+
+
+def check_same_trees(
+    name: str, tree: Any, other_name: str, other: Any, prefix: str = ""
+) -> None:
+    """Raises a ValueError unless two trees agree in structure and in shapes.
+
+    Args:
+      name: name of the first argument, for the message.
+      tree: its pytree of arrays.
+      other_name: name of the second argument.
+      other: its pytree of arrays.
+      prefix: what goes before the message.
+
+    Raises:
+      ValueError: naming both arguments and the first place where they differ.
+    """
+    structure, other_structure = jax.tree.structure(tree), jax.tree.structure(other)
+    if structure != other_structure:
+        raise ValueError(
+            f"{prefix}{name} and {other_name} must have the same tree structure; got "
+            f"{structure} and {other_structure}."
+        )
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(other), strict=True
+    )
+    for (path, leaf), other_leaf in pairs:
+        if jnp.shape(leaf) != jnp.shape(other_leaf):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"{prefix}{name}{where} and {other_name}{where} must have the same "
+                f"shape; got {jnp.shape(leaf)} and {jnp.shape(other_leaf)}."
+            )

@@ -1,0 +1,359 @@
+"""Sorts components into optimisable and decreasable, at every step anew.
+
+The relevant components are those with the T largest scores. Of the others, a component
+is acceptable when the Adagrad step would shrink it by an amount between two bounds a
+and b. Relevant and acceptable components are optimisable and take the Adagrad step;
+the rest are decreasable. A variant is nothing but a choice of a and b (Table 1).
+"""
+
+import functools
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prunadag_optax import selection
+from prunadag_optax._precision import working
+from prunadag_optax._validation import check_choice
+
+
+class Statistics(NamedTuple):
+    """The scalars that the bounds a and b may depend on, of one iteration.
+
+    Attributes:
+      decrease: d_k, the value of the decrease schedule.
+      gradient_norm: ||g_k||_{R_k}, Euclidean, over the relevant components.
+      parameter_norm: ||x_k||_{S_k}, over the components outside R_k whose parameter and
+        gradient have the same sign.
+    """
+
+    decrease: jax.Array
+    gradient_norm: jax.Array
+    parameter_norm: jax.Array
+
+
+Bound = Callable[[jax.Array, Statistics], jax.Array]
+
+
+class Bounds(NamedTuple):
+    """The bounds a (`lower`) and b (`upper`) of equations (6) and (7).
+
+    Each is a function (|x_k| of one leaf, Statistics) -> bound of the same shape (or a
+    scalar), in units of the parameter. The convergence theory asks of them only that
+    they are never negative.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import Bounds, prunadag
+      >>> halving = Bounds(lower=lambda x, s: s.decrease * x / 2, upper=lambda x, s: x)
+      >>> tx = prunadag(0.1, variant=halving)
+    """
+
+    lower: Bound
+    upper: Bound
+
+
+class Classification(NamedTuple):
+    """The classes of one iteration, as pytrees like the parameters.
+
+    Attributes:
+      relevant: bool, True on R_k, the components with the T largest scores.
+      acceptable: bool, True on A_k.
+      decreasable: bool, True on D_k, the complement of `optimisable`.
+      lower: float, the bound a_k, which also limits the decreasable step (17).
+    """
+
+    relevant: Any
+    acceptable: Any
+    decreasable: Any
+    lower: Any
+
+    @property
+    def optimisable(self) -> Any:
+        """Pytree of bool, True on O_k, the union of R_k and A_k."""
+        return jax.tree.map(jnp.logical_not, self.decreasable)
+
+
+def _plain(magnitude, statistics):
+    return magnitude * statistics.decrease
+
+
+def _balanced(magnitude, statistics):
+    g, x = statistics.gradient_norm, statistics.parameter_norm
+    ratio = jnp.where(x > 0, g / jnp.where(x > 0, x, 1), 0)
+    return magnitude * (statistics.decrease * ratio)
+
+
+def _unbounded(magnitude, statistics):
+    del statistics
+    return jnp.full_like(magnitude, jnp.inf)
+
+
+def _magnitude(magnitude, statistics):
+    del statistics
+    return magnitude
+
+
+def _nothing(magnitude, statistics):
+    # No length is <= -inf, so no component is acceptable.
+    del statistics
+    return jnp.full_like(magnitude, -jnp.inf)
+
+
+VARIANTS: dict[str, Bounds] = {
+    "v1": Bounds(_balanced, _unbounded),
+    "v2": Bounds(_plain, _unbounded),
+    "v3": Bounds(_balanced, _magnitude),
+    "v4": Bounds(_plain, _magnitude),
+    "relevant_only": Bounds(_balanced, _nothing),
+}
+
+RELEVANCE: dict[str, Callable[[Any, Any], Any]] = {
+    "gradient": lambda gradients, params: gradients,
+    "magnitude": lambda gradients, params: params,
+    "taylor": lambda gradients, params: jax.tree.map(
+        lambda g, x: working(g) * working(x), gradients, params
+    ),
+}
+
+
+def bounds_of(variant: str | Bounds) -> Bounds:
+    """The bounds that a `variant` argument stands for: a name or a pair of functions.
+
+    Args:
+      variant: a key of Table 1, or `Bounds`, or any pair (lower, upper) of functions.
+
+    Returns:
+      The `Bounds`.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    if isinstance(variant, str):
+        if variant in VARIANTS:
+            return VARIANTS[variant]
+    elif (
+        isinstance(variant, tuple | list)
+        and len(variant) == 2
+        and all(callable(bound) for bound in variant)
+    ):
+        return Bounds(*variant)
+    raise ValueError(
+        f"variant must be one of {sorted(VARIANTS)} or a pair of functions "
+        f"(lower, upper); got {variant!r}."
+    )
+
+
+def capped(variant: str | Bounds) -> Bounds:
+    r"""A variant whose lower bound a never exceeds |x|.
+
+    .. math:: a_{i,k} \leftarrow \min(a_{i,k}, |x_{i,k}|)
+
+    A decreasable step then never carries a component past zero, which v1, v3 and
+    relevant_only can do early in a run, where ||g||_R is far above ||x||_S.
+
+    Args:
+      variant: what `prunadag` takes as `variant`.
+
+    Returns:
+      Bounds to pass as `variant`.
+
+    Raises:
+      ValueError: if `variant` is neither a known name nor a pair of functions.
+
+    Examples:
+      >>> from prunadag_optax import capped, prunadag
+      >>> tx = prunadag(0.1, variant=capped("v3"))
+    """
+    bounds = bounds_of(variant)
+    return Bounds(lambda x, s: jnp.minimum(bounds.lower(x, s), x), bounds.upper)
+
+
+def target_count(relevant: Any, size: int) -> int | jax.Array:
+    """T, the target number of relevant components among `size`.
+
+    Args:
+      relevant: a fraction of `size` in (0, 1] when it is a float or a float array, T
+        itself when it is an integer or an integer array.
+      size: n >= 1, the number of components.
+
+    Returns:
+      max(1, round(relevant * n)) or min(relevant, n). A Python int for a Python number;
+      otherwise a scalar array, clipped to 1..n.
+    """
+    if isinstance(relevant, numbers.Integral):
+        return min(int(relevant), size)
+    if isinstance(relevant, numbers.Real):
+        return min(max(1, round(float(relevant) * size)), size)
+    count = jnp.asarray(relevant)
+    if jnp.issubdtype(count.dtype, jnp.floating):
+        # float32 at least: a bfloat16 product would round T to 8 significant bits.
+        count = jnp.round(jnp.minimum(working(count), 1) * size)
+    return jnp.clip(count.astype(selection.count_dtype(size)), 1, size)
+
+
+def adagrad_ratio(
+    gradient: jax.Array, weight: jax.Array, learning_rate: float | jax.Array
+) -> jax.Array:
+    """Eta g / w^O of one leaf: the optimisable step up to its sign.
+
+    The classification compares its magnitude with the bounds a and b, and the
+    step (10) takes it; both call this function, so that they round alike.
+
+    Args:
+      gradient: g_k, any shape.
+      weight: w^O_k by (9), same shape.
+      learning_rate: eta_k >= 0, dimensionless.
+
+    Returns:
+      Array of the same shape, in at least float32, in units of the parameter.
+    """
+    return learning_rate * working(gradient) / working(weight)
+
+
+def _norm(values, masks) -> jax.Array:
+    squares = (
+        jnp.sum(jnp.where(mask, jnp.square(working(value)), 0))
+        for value, mask in zip(values, masks, strict=True)
+    )
+    return jnp.sqrt(sum(squares, jnp.float32(0)))
+
+
+def _classify_vector(
+    gradients, params, weights, scores, *, bounds, relevant, decrease, learning_rate
+):
+    """Classifies the components of some leaves as those of one vector."""
+    keys = selection.magnitude_keys(scores)
+    size = sum(key.size for key in keys)
+    if not size:
+        empty = [jnp.zeros(x.shape, bool) for x in params]
+        return empty, empty, empty, [jnp.abs(working(x)) for x in params]
+    threshold = selection.kth_largest_key(
+        [key for key in keys if key.size], target_count(relevant, size)
+    )
+    in_relevant = [key >= threshold for key in keys]
+    same_sign = [
+        ~r & (jnp.sign(x) == jnp.sign(g))
+        for r, x, g in zip(in_relevant, params, gradients, strict=True)
+    ]
+    statistics = Statistics(
+        decrease, _norm(gradients, in_relevant), _norm(params, same_sign)
+    )
+    magnitudes = [jnp.abs(working(x)) for x in params]
+    lower = [bounds.lower(x, statistics) for x in magnitudes]
+    upper = [bounds.upper(x, statistics) for x in magnitudes]
+    lengths = [
+        jnp.abs(adagrad_ratio(g, w, learning_rate))
+        for g, w in zip(gradients, weights, strict=True)
+    ]
+    acceptable = [
+        s & (a <= length) & (length <= b)
+        for s, a, b, length in zip(same_sign, lower, upper, lengths, strict=True)
+    ]
+    decreasable = [~(r | a) for r, a in zip(in_relevant, acceptable, strict=True)]
+    return in_relevant, acceptable, decreasable, lower
+
+
+def classify(
+    gradients: optax.Updates,
+    params: optax.Params,
+    weight: Any,
+    *,
+    relevant: float | int | jax.Array = 0.1,
+    decrease: float | jax.Array = 1.0,
+    learning_rate: float | jax.Array = 1.0,
+    variant: str | Bounds = "v3",
+    relevance: str | Callable[[Any, Any], Any] = "gradient",
+    scope: str = "global",
+) -> Classification:
+    r"""Sorts every component into relevant, acceptable or decreasable.
+
+    .. math::
+      R_k &= \text{the components with the } T \text{ largest scores} \\
+      A_k &= \{ i \notin R_k : \mathrm{sign}(x_{i,k}) = \mathrm{sign}(g_{i,k}),\;
+             a_{i,k} \le \eta_k |g_{i,k}| / w^O_{i,k} \le b_{i,k} \} \\
+      O_k &= R_k \cup A_k, \qquad D_k = \text{the complement of } O_k
+
+    Components whose scores tie with the T-th largest are all relevant, so |R_k| can
+    exceed T; where that score is 0 every component is relevant.
+
+    Args:
+      gradients: pytree of gradients g_k.
+      params: pytree of parameters x_k, same structure and shapes.
+      weight: pytree of w^O_k, this iteration's gradient added in already (9).
+      relevant: T as an integer, or as a fraction in (0, 1] of the components.
+      decrease: d_k >= 0, the factor of |x| in a; 1/(k+1) in the article.
+      learning_rate: eta_k >= 0, scales the step that a and b are compared with.
+      variant: "v1", "v2", "v3", "v4", "relevant_only" or a pair of functions `Bounds`.
+      relevance: the score: "gradient" |g|, "magnitude" |x|, "taylor" |g x|, or a
+        function (gradients, params) -> pytree of scores, taken in magnitude.
+      scope: "global" treats all leaves as one vector; "leaf" each leaf on its own,
+        with T and both norms per leaf.
+
+    Returns:
+      The `Classification`.
+
+    Raises:
+      ValueError: for an unknown `variant`, `relevance` or `scope`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import classify
+      >>> x = jnp.array([1.0, 1.0, -1.0, 1.0])
+      >>> g = jnp.array([9.0, 0.1, 0.2, 0.3])
+      >>> classes = classify(g, x, jnp.ones(4), relevant=1, decrease=0.2, variant="v4")
+      >>> classes.relevant.tolist()
+      [True, False, False, False]
+      >>> classes.acceptable.tolist()
+      [False, False, False, True]
+      >>> classes.decreasable.tolist()
+      [False, True, True, False]
+
+    References:
+      Porcelli, Seraghiti, Toint (2026), equations (4), (6), (7) and Table 1.
+    """
+    check_choice("scope", scope, ("global", "leaf"))
+    score = scores_of(relevance)(gradients, params)
+    treedef = jax.tree.structure(params)
+    columns = [treedef.flatten_up_to(t) for t in (gradients, params, weight, score)]
+    classify_vector = functools.partial(
+        _classify_vector,
+        bounds=bounds_of(variant),
+        relevant=relevant,
+        decrease=decrease,
+        learning_rate=learning_rate,
+    )
+    if scope == "global":
+        parts = classify_vector(*columns)
+    else:
+        each = [
+            classify_vector(*([leaf] for leaf in row))
+            for row in zip(*columns, strict=True)
+        ]
+        parts = [[leaf[part][0] for leaf in each] for part in range(4)]
+    return Classification(*(treedef.unflatten(part) for part in parts))
+
+
+def scores_of(relevance: str | Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The function (gradients, params) -> scores that a `relevance` stands for.
+
+    Args:
+      relevance: "gradient", "magnitude", "taylor", or such a function.
+
+    Returns:
+      The function.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    if callable(relevance):
+        return relevance
+    if isinstance(relevance, str) and relevance in RELEVANCE:
+        return RELEVANCE[relevance]
+    raise ValueError(
+        f"relevance must be one of {sorted(RELEVANCE)} or a function (gradients, "
+        f"params) -> scores; got {relevance!r}."
+    )

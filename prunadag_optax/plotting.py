@@ -1,0 +1,176 @@
+"""Plots of pruning curves, pruning errors and summaries (needs the extra `plot`).
+
+Matplotlib is imported when a plot is drawn, so the package works without it. Every
+function draws on the axes it is given, or on new ones, and returns the axes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from prunadag_optax.robustness import PruningCurve, PruningError, Summary
+
+_MARKERS = "osD^vP*X<>"
+
+
+def _new_axes(ax: Any) -> Any:
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "plotting needs matplotlib: pip install 'prunadag_optax[plot]'."
+        ) from error
+    return plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
+
+
+def _named(records: Any) -> dict[str, Any]:
+    return dict(records) if isinstance(records, Mapping) else {"": records}
+
+
+def _finish(ax: Any, names: Sequence[str], xlabel: str) -> Any:
+    ax.set_xlabel(xlabel)
+    ax.grid(alpha=0.3)
+    if any(names):
+        ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def plot_curves(
+    curves: "PruningCurve | Mapping[str, PruningCurve]",
+    *,
+    metric: str | None = None,
+    ax: Any = None,
+) -> Any:
+    """A metric against sparsity, one line for each curve.
+
+    Args:
+      curves: one `PruningCurve`, or a mapping of labels to curves.
+      metric: the metric to draw; None takes each curve's first.
+      ax: matplotlib axes; None makes new ones.
+
+    Returns:
+      The axes, sparsity in percent along x.
+
+    Raises:
+      ValueError: if a curve lacks `metric`.
+      ImportError: if matplotlib is not installed.
+
+    Examples:
+      >>> from prunadag_optax import plotting
+      >>> from prunadag_optax.robustness import PruningCurve
+      >>> curve = PruningCurve((0.0, 0.9), {"accuracy": (0.95, 0.94)})
+      >>> ax = plotting.plot_curves({"prunAdag": curve})
+      >>> ax.get_ylabel()
+      'accuracy'
+    """
+    ax = _new_axes(ax)
+    named = _named(curves)
+    ylabel = metric
+    for i, (label, curve) in enumerate(named.items()):
+        name = metric or next(iter(curve.values))
+        if name not in curve.values:
+            raise ValueError(
+                f"metric must be one of {sorted(curve.values)} for curve {label!r}; "
+                f"got {metric!r}."
+            )
+        ylabel = ylabel or name
+        # Lines run from low to high sparsity, whatever the order of evaluation.
+        order = np.argsort(curve.sparsities)
+        ax.plot(
+            100 * np.asarray(curve.sparsities)[order],
+            np.asarray(curve.values[name])[order],
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=4,
+            label=label or None,
+        )
+    ax.set_ylabel(ylabel)
+    return _finish(ax, list(named), "weights pruned (%)")
+
+
+def plot_errors(
+    sparsities: Sequence[float],
+    errors: "PruningError | Mapping[str, PruningError]",
+    *,
+    measure: str = "rho",
+    ax: Any = None,
+) -> Any:
+    """Rho or omega against sparsity on a logarithmic axis, one line for each error.
+
+    Args:
+      sparsities: the shares pruned, in [0, 1], that the errors were computed for.
+      errors: one `PruningError`, or a mapping of labels to them.
+      measure: "rho" or "omega".
+      ax: matplotlib axes; None makes new ones.
+
+    Returns:
+      The axes, sparsity in percent along x.
+
+    Raises:
+      ValueError: for another `measure`.
+      ImportError: if matplotlib is not installed.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import plotting, robustness
+      >>> loss = lambda x: jnp.sum((x - 1) ** 2)
+      >>> error = robustness.pruning_error(loss, jnp.ones(4), [0.25, 0.5])
+      >>> plotting.plot_errors([0.25, 0.5], error).get_yscale()
+      'log'
+    """
+    labels = {
+        "rho": r"$\rho = \|\nabla f(x_\sigma)\|$",
+        "omega": r"$\omega = |f(x_\sigma) - f(x)|^{1/2}$",
+    }
+    if measure not in labels:
+        raise ValueError(f"measure must be 'rho' or 'omega'; got {measure!r}.")
+    ax = _new_axes(ax)
+    named = _named(errors)
+    for i, (label, error) in enumerate(named.items()):
+        ax.plot(
+            100 * np.asarray(sparsities),
+            np.asarray(getattr(error, measure)),
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=4,
+            label=label or None,
+        )
+    ax.set_yscale("log")
+    ax.set_ylabel(labels[measure])
+    return _finish(ax, list(named), "weights pruned (%)")
+
+
+def plot_summary(summary: "Summary", *, ax: Any = None) -> Any:
+    """The share kept in every leaf, as bars, with the share optimisable if known.
+
+    Args:
+      summary: from `robustness.summary`.
+      ax: matplotlib axes; None makes new ones.
+
+    Returns:
+      The axes, one bar a leaf, percent along x.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import plotting, robustness
+      >>> table = robustness.summary({"w": jnp.array([1.0, 0.0])})
+      >>> [float(bar.get_width()) for bar in plotting.plot_summary(table).patches]
+      [50.0]
+    """
+    ax = _new_axes(ax)
+    leaves = summary.columns["leaf"][:-1]
+    rows = np.arange(len(leaves))
+    kept = 100 * (1 - np.asarray(summary.columns["sparsity"][:-1]))
+    ax.barh(rows, kept, height=0.6, color="tab:blue", alpha=0.7, label="kept")
+    if "optimisable" in summary.columns:
+        share = 100 * np.asarray(summary.columns["optimisable"][:-1])
+        ax.plot(share, rows, "k|", markersize=12, label="optimisable")
+    ax.set_yticks(rows, leaves, fontsize="small")
+    ax.invert_yaxis()
+    ax.set_xlim(0, 100)
+    return _finish(ax, ["kept"], "share of the leaf (%)")
