@@ -64,12 +64,14 @@ class Classification(NamedTuple):
       acceptable: bool, True on A_k.
       decreasable: bool, True on D_k, the complement of `optimisable`.
       lower: float, the bound a_k, which also limits the decreasable step (17).
+      upper: float, the bound b_k.
     """
 
     relevant: Any
     acceptable: Any
     decreasable: Any
     lower: Any
+    upper: Any
 
     @property
     def optimisable(self) -> Any:
@@ -200,8 +202,8 @@ def adagrad_ratio(
 ) -> jax.Array:
     """Eta g / w^O of one leaf: the optimisable step up to its sign.
 
-    The classification compares its magnitude with the bounds a and b, and the
-    step (10) takes it; both call this function, so that they round alike.
+    The classification compares its magnitude with the bounds a and b, and the step (10)
+    takes it, so both call this function.
 
     Args:
       gradient: g_k, any shape.
@@ -226,15 +228,13 @@ def _classify_vector(
     gradients, params, weights, scores, *, bounds, relevant, decrease, learning_rate
 ):
     """Classifies the components of some leaves as those of one vector."""
-    keys = selection.magnitude_keys(scores)
-    size = sum(key.size for key in keys)
+    size = sum(jnp.size(x) for x in params)
     if not size:
-        empty = [jnp.zeros(x.shape, bool) for x in params]
-        return empty, empty, empty, [jnp.abs(working(x)) for x in params]
-    threshold = selection.kth_largest_key(
-        [key for key in keys if key.size], target_count(relevant, size)
-    )
-    in_relevant = [key >= threshold for key in keys]
+        empty = [jnp.zeros(jnp.shape(x), bool) for x in params]
+        bound = [jnp.abs(working(x)) for x in params]
+        return empty, empty, empty, bound, bound
+    threshold = selection.kth_largest_key(scores, target_count(relevant, size))
+    in_relevant = [key >= threshold for key in selection.magnitude_keys(scores)]
     same_sign = [
         ~r & (jnp.sign(x) == jnp.sign(g))
         for r, x, g in zip(in_relevant, params, gradients, strict=True)
@@ -254,7 +254,7 @@ def _classify_vector(
         for s, a, b, length in zip(same_sign, lower, upper, lengths, strict=True)
     ]
     decreasable = [~(r | a) for r, a in zip(in_relevant, acceptable, strict=True)]
-    return in_relevant, acceptable, decreasable, lower
+    return in_relevant, acceptable, decreasable, lower, upper
 
 
 def classify(
@@ -333,7 +333,7 @@ def classify(
             classify_vector(*([leaf] for leaf in row))
             for row in zip(*columns, strict=True)
         ]
-        parts = [[leaf[part][0] for leaf in each] for part in range(4)]
+        parts = [[leaf[part][0] for leaf in each] for part in range(5)]
     return Classification(*(treedef.unflatten(part) for part in parts))
 
 

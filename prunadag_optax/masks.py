@@ -92,14 +92,13 @@ def _pruned_count(sparsity: Any, size: int) -> Any:
 def _keep_largest(leaves: list[jax.Array], count: jax.Array) -> list[jax.Array]:
     """Masks that leave out the `count` smallest magnitudes of all leaves."""
     keys = selection.magnitude_keys(leaves)
-    full = [key for key in keys if key.size]
-    if not full:
-        return [jnp.ones(key.shape, bool) for key in keys]
     size = sum(key.size for key in keys)
+    if not size:
+        return [jnp.ones(key.shape, bool) for key in keys]
     count = jnp.asarray(count, selection.count_dtype(size))
     # The count-th smallest is the (n - count + 1)-th largest.
-    threshold = selection.kth_largest_key(full, jnp.clip(size - count + 1, 1, size))
-    below = sum(jnp.sum(key < threshold, dtype=count.dtype) for key in full)
+    threshold = selection.kth_largest_key(leaves, jnp.clip(size - count + 1, 1, size))
+    below = sum(jnp.sum(key < threshold, dtype=count.dtype) for key in keys)
     # Of the magnitudes that tie at the threshold the first (count - below) go. Where
     # the last of these stands is a selection again, over positions counted from the
     # end (so that the first is the largest), with 0 where there is no tie.
@@ -112,9 +111,7 @@ def _keep_largest(leaves: list[jax.Array], count: jax.Array) -> list[jax.Array]:
         jnp.where(key == threshold, position, unsigned(0))
         for key, position in zip(keys, positions, strict=True)
     ]
-    last = selection.kth_largest_key(
-        [t for t in tied if t.size], jnp.maximum(count - below, 1)
-    )
+    last = selection.kth_largest_key(tied, jnp.maximum(count - below, 1), keys_of=list)
     return [
         (count == 0) | (key > threshold) | ((key == threshold) & (position < last))
         for key, position in zip(keys, positions, strict=True)

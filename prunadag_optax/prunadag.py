@@ -135,18 +135,22 @@ def scale_by_prunadag(
             scope=scope,
         )
         classes, direction = sorted_.classes, sorted_.direction
+        # Both steps divide by the weights that are carried on, which are (9) on O_k and
+        # (12) on D_k: so XLA can update every array in place, one loop for each.
+        optimisable_weight = weights.accumulate_on(
+            classes.optimisable, state.optimisable_weight, updates
+        )
+        decreasable_weight = weights.accumulate_on(
+            classes.decreasable, state.decreasable_weight, params
+        )
         # Step 4.
         optimisable = steps.optimisable_step(
-            direction, sorted_.weight, sorted_.learning_rate
+            direction, optimisable_weight, sorted_.learning_rate
         )
+        optimisable = steps.limit(classes.acceptable, optimisable, classes.upper)
         # Step 5.
-        decreasable_weight = weights.accumulate(state.decreasable_weight, params)
-        decreasable = steps.decreasable_step(
-            direction,
-            params,
-            classes.lower,
-            steps.trust_radius(params, decreasable_weight),
-        )
+        radius = steps.trust_radius(params, decreasable_weight)
+        decreasable = steps.decreasable_step(direction, params, classes.lower, radius)
         # Step 6 is optax.apply_updates; the sign is that of scale_by_*.
         scaled = jax.tree.map(
             lambda d, low, opt, x: -jnp.where(d, low, opt).astype(jnp.result_type(x)),
@@ -157,12 +161,8 @@ def scale_by_prunadag(
         )
         return scaled, ScaleByPrunadagState(
             count=optax.safe_increment(state.count),
-            optimisable_weight=weights.retain(
-                classes.optimisable, state.optimisable_weight, sorted_.weight
-            ),
-            decreasable_weight=weights.retain(
-                classes.decreasable, state.decreasable_weight, decreasable_weight
-            ),
+            optimisable_weight=_cast_like(optimisable_weight, state.optimisable_weight),
+            decreasable_weight=_cast_like(decreasable_weight, state.decreasable_weight),
             gradient_average=sorted_.gradient_average,
         )
 
@@ -341,7 +341,6 @@ class _Sorted(NamedTuple):
 
     classes: Classification
     direction: Any  # what takes the place of g_k: itself, or its average
-    weight: Any  # w^O_k of (9), before step 5 takes it back on D_k
     learning_rate: Any
     gradient_average: Any
 
@@ -353,11 +352,10 @@ def _sort(
     count = state.count
     learning_rate = _at(learning_rate, count)
     direction, average = _average(gradients, state, momentum)
-    weight = weights.accumulate(state.optimisable_weight, gradients)
     classes = classify(
         direction,
         params,
-        weight,
+        weights.accumulate(state.optimisable_weight, gradients),
         relevant=_at(relevant, count),
         decrease=_at(
             _harmonic if decrease_schedule is None else decrease_schedule, count
@@ -365,7 +363,7 @@ def _sort(
         learning_rate=learning_rate,
         **settings,
     )
-    return _Sorted(classes, direction, weight, learning_rate, average)
+    return _Sorted(classes, direction, learning_rate, average)
 
 
 def _average(gradients, state, momentum):
@@ -379,9 +377,11 @@ def _average(gradients, state, momentum):
     )
     correction = 1 - momentum ** (state.count + 1)
     direction = jax.tree.map(lambda m: m / correction, average)
-    return direction, jax.tree.map(
-        lambda m, old: m.astype(old.dtype), average, state.gradient_average
-    )
+    return direction, _cast_like(average, state.gradient_average)
+
+
+def _cast_like(tree, like):
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), tree, like)
 
 
 def _harmonic(count):

@@ -12,6 +12,7 @@ compares as zeros when they are floats.
 
 import functools
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -122,21 +123,30 @@ def _reduce_counts(key: jax.Array, pivots: list[jax.Array], dtype: Any) -> list:
     )
 
 
-@jax.jit
-def kth_largest_key(keys: list[jax.Array], k: jax.Array) -> jax.Array:
-    r"""The k-th largest of the unsigned integers in all arrays together.
+@functools.partial(jax.jit, static_argnames="keys_of")
+def kth_largest_key(
+    tree: Any,
+    k: int | jax.Array,
+    *,
+    keys_of: Callable[[Any], list[jax.Array]] = magnitude_keys,
+) -> jax.Array:
+    r"""The k-th largest key of a tree's elements, unchecked.
 
     .. math:: \max \{ t : |\{ i : key_i \ge t \}| \ge k \}
 
     Args:
-      keys: arrays of one unsigned dtype, any shapes.
-      k: integer scalar in 1..n, n the number of elements in all arrays.
+      tree: pytree of arrays, any shapes, with at least one element.
+      k: integer in 1..n, n the number of elements.
+      keys_of: function from the tree to its keys, arrays of one unsigned dtype. It is
+        called within the loop, where it fuses with the counting: the keys themselves
+        are never stored.
 
     Returns:
-      A scalar of the keys' dtype; 0 where there are fewer than `k` elements.
+      A scalar of the keys' dtype.
     """
-    unsigned = keys[0].dtype
-    dtype = count_dtype(sum(key.size for key in keys))
+    shapes = jax.eval_shape(keys_of, tree)
+    unsigned = shapes[0].dtype
+    dtype = count_dtype(sum(key.size for key in shapes))
     k = jnp.asarray(k, dtype)
     passes = 8 * unsigned.itemsize // 2
 
@@ -144,7 +154,9 @@ def kth_largest_key(keys: list[jax.Array], k: jax.Array) -> jax.Array:
         shift = (2 * (passes - 1 - i)).astype(unsigned)
         pivots = [low | (unsigned.type(d) << shift) for d in (1, 2, 3)]
         counts = [jnp.zeros((), dtype)] * 3
-        for key in keys:
+        # Without the barrier XLA hoists the keys out of the loop and stores them.
+        leaves, pivots = lax.optimization_barrier((tree, pivots))
+        for key in keys_of(leaves):
             partial = _reduce_counts(key, pivots, dtype)
             counts = [c + p for c, p in zip(counts, partial, strict=True)]
         # The counts fall from pivot to pivot, so the digit is how many still reach k.
@@ -181,7 +193,7 @@ def kth_largest_magnitude(tree: Any, k: int | jax.Array) -> jax.Array:
       >>> float(kth_largest_magnitude(tree, 2))
       4.0
     """
-    keys = [key for key in magnitude_keys(tree) if key.size]
+    keys = jax.eval_shape(magnitude_keys, tree)
     size = sum(key.size for key in keys)
     if not size:
         raise ValueError("tree has no elements, so no magnitude has a rank in it.")
@@ -194,4 +206,4 @@ def kth_largest_magnitude(tree: Any, k: int | jax.Array) -> jax.Array:
     dtype = functools.reduce(
         jnp.promote_types, [jnp.asarray(leaf).dtype for leaf in jax.tree.leaves(tree)]
     )
-    return lax.bitcast_convert_type(kth_largest_key(keys, k), dtype)
+    return lax.bitcast_convert_type(kth_largest_key(tree, k), dtype)

@@ -96,3 +96,35 @@ def decreasable_step(gradients: Any, params: Any, lower: Any, radius: Any) -> An
         return jnp.where(sign == jnp.sign(g), -sign * jnp.minimum(a, r), 0)
 
     return jax.tree.map(leaf, gradients, params, lower, radius)
+
+
+def limit(acceptable: Any, step: Any, upper: Any) -> Any:
+    r"""Holds the step of acceptable components to the upper bound b, against rounding.
+
+    .. math:: |s_{i,k}| \le b_{i,k}, \quad i \in A_k
+
+    The classification (6) has made sure of that in exact arithmetic; but a compiler may
+    round the quotient of the step otherwise than the one that was classified, and with
+    b = |x| one unit in the last place too much would change a parameter's sign.
+
+    Args:
+      acceptable: pytree of bool, True on A_k.
+      step: pytree of optimisable steps.
+      upper: pytree of upper bounds b_k >= 0 on A_k.
+
+    Returns:
+      Pytree of steps.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import steps
+      >>> step, upper = jnp.array([-3.0, -3.0]), jnp.array([2.0, 2.0])
+      >>> steps.limit(jnp.array([True, False]), step, upper)
+      Array([-2., -3.], dtype=float32)
+
+    References:
+      Porcelli, Seraghiti, Toint (2026), equation (6).
+    """
+    return jax.tree.map(
+        lambda a, s, b: jnp.where(a, jnp.clip(s, -b, b), s), acceptable, step, upper
+    )

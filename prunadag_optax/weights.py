@@ -1,9 +1,8 @@
 """The Adagrad-like weights: w^O over gradients, w^D over parameters.
 
 Each component adds to a weight only in the iterations that put it in that weight's
-class: w^O where it was optimisable, w^D where it was decreasable (equations (15) and
-(16) of the article). So a step computes both candidates and `retain` takes back the
-one that does not apply.
+class: to w^O where it was optimisable, to w^D where it was decreasable (equations (15)
+and (16) of the article).
 """
 
 from typing import Any
@@ -66,27 +65,33 @@ def accumulate(weight: Any, value: Any) -> Any:
     return jax.tree.map(leaf, weight, value)
 
 
-def retain(member: Any, weight: Any, candidate: Any) -> Any:
-    """The candidate where a component is in the class, the old weight elsewhere.
+def accumulate_on(member: Any, weight: Any, value: Any) -> Any:
+    r"""The weight to carry on: one more value on the class, unchanged elsewhere.
+
+    .. math:: w_{i,k} = \sqrt{w_{i,k-1}^2 + v_{i,k}^2} \text{ in the class, else }
+       w_{i,k-1}
 
     Args:
       member: pytree of bool, True where the component is in the weight's class.
-      weight: pytree of weights w_{k-1}; its dtypes are kept.
-      candidate: pytree of weights w_k from `accumulate`.
+      weight: pytree of weights w_{k-1}, same structure and shapes.
+      value: pytree of gradients (w^O) or of parameters (w^D).
 
     Returns:
-      Pytree of weights to carry to the next iteration, in the dtypes of `weight`.
+      Pytree of weights w_k, in at least float32.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> from prunadag_optax import weights
-      >>> old, new = jnp.array([1.0, 1.0]), jnp.array([2.0, 2.0])
-      >>> weights.retain(jnp.array([True, False]), old, new)
-      Array([2., 1.], dtype=float32)
+      >>> w, g = jnp.array([3.0, 3.0]), jnp.array([4.0, 4.0])
+      >>> weights.accumulate_on(jnp.array([True, False]), w, g)
+      Array([5., 3.], dtype=float32)
 
     References:
       Porcelli, Seraghiti, Toint (2026), equations (15) and (16).
     """
     return jax.tree.map(
-        lambda m, w, c: jnp.where(m, c.astype(w.dtype), w), member, weight, candidate
+        lambda m, w, c: jnp.where(m, c, working(w)),
+        member,
+        weight,
+        accumulate(weight, value),
     )

@@ -1,0 +1,1 @@
+"""Experiments with prunadag_optax; each runs as `python -m benchmarks.NAME`."""

@@ -1,0 +1,10 @@
+"""Double precision for a block of code, under the name that each jax gives it."""
+
+import jax
+
+
+def enable_x64():
+    """Context in which jax computes in float64."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    return jax.experimental.enable_x64()

@@ -1,0 +1,397 @@
+"""The package against the NumPy transcription of Algorithm 2.1, step by step.
+
+Every step starts from the transcription's iterate and weights, so rounding does not
+grow from step to step. In float64 the classes are the same and steps, bounds and
+weights agree to 1e-12; in float32 classes may differ only where a component stands
+within rounding of a bound or of the threshold.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from prunadag_optax import (
+    Bounds,
+    ScaleByPrunadagState,
+    capped,
+    classify,
+    prunadag,
+    scale_by_prunadag,
+)
+from prunadag_optax.prunadag import classification_at
+from tests import reference
+from tests.precision import enable_x64
+from tests.reference import Info, Settings, State
+
+SIZE, ITERATIONS = 60, 300
+VARIANTS = ["v1", "v2", "v3", "v4", "relevant_only"]
+SHAPES = {"vector": [(60,)], "tree": [(5, 6), (), (29,)]}
+
+
+def least_squares():
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=(20, SIZE))
+    b = a @ rng.normal(size=SIZE)
+    return lambda x: a.T @ (a @ x - b)
+
+
+def logistic():
+    rng = np.random.default_rng(2)
+    a = rng.normal(size=(80, SIZE))
+    y = rng.uniform(size=80) < 1 / (1 + np.exp(-a @ rng.normal(size=SIZE)))
+    return lambda x: a.T @ (1 / (1 + np.exp(-a @ x)) - y) / 80
+
+
+PROBLEMS = {"least squares": least_squares, "logistic": logistic}
+
+
+# Schedules that Python and jax evaluate alike: an int32 divided is a float32 in jax,
+# added to a float it is in full precision.
+def falling_rate(k):
+    return 2.0 / (k + 30.0) ** 0.5
+
+
+def falling_fraction(k):
+    return 0.1 + 0.9 * (1 - (k + 0.0) / ITERATIONS) ** 3
+
+
+def falling_count(k):
+    return SIZE - k // 6
+
+
+def slow_decrease(k):
+    return 1 / (k + 1.0) ** 0.5
+
+
+SETTINGS = {
+    **{variant: Settings(variant=variant) for variant in VARIANTS},
+    "quarter": Settings(relevant=0.25),
+    "count": Settings(relevant=7),
+    "rate": Settings(learning_rate=0.05),
+    "rate v4": Settings(learning_rate=0.05, variant="v4", zeta=0.5),
+    "magnitude": Settings(relevance="magnitude", relevant=falling_fraction),
+    "taylor": Settings(relevance="taylor", variant="v4"),
+    "momentum": Settings(momentum=0.9),
+    "momentum taylor": Settings(
+        momentum=0.9, relevance="taylor", relevant=falling_fraction, learning_rate=0.05
+    ),
+    "schedules": Settings(
+        learning_rate=falling_rate, relevant=falling_count, decrease=slow_decrease
+    ),
+    "constant decrease": Settings(decrease=0.01, variant="v4", momentum=0.5),
+}
+# A single vector is one leaf, so there the scopes cannot differ.
+LAYOUTS = [("vector", "global"), ("tree", "leaf"), ("tree", "global")]
+# Every variant in every layout; the rest in each scope.
+CASES = [
+    pytest.param(name, *layout, id="-".join([name, *layout]))
+    for name in SETTINGS
+    for layout in LAYOUTS[: 3 if name in VARIANTS else 2]
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+    x: list[np.ndarray]
+    g: list[np.ndarray]
+    state: State
+    next_state: State
+    info: Info
+
+
+@functools.cache
+def reference_run(problem: str, layout: str, settings: Settings) -> list[Iteration]:
+    gradient = PROBLEMS[problem]()
+    shapes = SHAPES[layout]
+    ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes])[:-1]
+
+    def leaves(flat):
+        parts = np.split(flat, ends)
+        return [p.reshape(shape) for p, shape in zip(parts, shapes, strict=True)]
+
+    # The article's start: T nonzero entries, normalised to length 1.
+    rng = np.random.default_rng(3)
+    start = np.zeros(SIZE)
+    start[rng.choice(SIZE, SIZE // 10, replace=False)] = rng.normal(size=SIZE // 10)
+    x = leaves(start / np.linalg.norm(start))
+    state = reference.initial_state(x, settings)
+    iterations = []
+    for _ in range(ITERATIONS):
+        g = leaves(gradient(np.concatenate([leaf.ravel() for leaf in x])))
+        x_next, next_state, info = reference.step(x, g, state, settings)
+        iterations.append(Iteration(x, g, state, next_state, info))
+        x, state = x_next, next_state
+    return iterations
+
+
+def tree(leaves: list[Any]) -> Any:
+    return leaves[0] if len(leaves) == 1 else dict(zip("abc", leaves, strict=True))
+
+
+def package_state(state: State, settings: Settings) -> ScaleByPrunadagState:
+    return ScaleByPrunadagState(
+        count=np.int32(state.k),
+        optimisable_weight=tree(state.w_O),
+        decreasable_weight=tree(state.w_D),
+        gradient_average=None if settings.momentum is None else tree(state.m),
+    )
+
+
+def stacked(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def arguments(settings: Settings) -> dict[str, Any]:
+    names = "learning_rate", "relevant", "variant", "relevance", "momentum", "scope"
+    return {
+        "decrease_schedule": settings.decrease,
+        **{name: getattr(settings, name) for name in names},
+    }
+
+
+@functools.cache
+def compiled(settings: Settings, **changes: Any) -> Any:
+    """A loop over iterations, each from its own inputs, compiled once a setting."""
+    inspect = {**arguments(settings), **changes}
+    tx = scale_by_prunadag(**inspect, initial_weight=settings.zeta)
+
+    def one(args):
+        g, state, x = args
+        updates, new_state = tx.update(g, state, x)
+        return updates, new_state, classification_at(g, state, x, **inspect)
+
+    return jax.jit(lambda inputs: jax.lax.map(one, inputs))
+
+
+def package_steps(iterations, settings: Settings, **changes: Any) -> Any:
+    """What the package makes of each of the transcription's iterations.
+
+    Returns the updates, the new states, and the classes for inspection, all stacked.
+    """
+    inputs = stacked(
+        [(tree(i.g), package_state(i.state, settings), tree(i.x)) for i in iterations]
+    )
+    return compiled(settings, **changes)(inputs)
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def assert_close(actual: Any, expected: Any, floor: float = 0) -> None:
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-12, atol=floor),
+        actual,
+        expected,
+    )
+
+
+def collect(iterations: list[Iteration], *names: str) -> list[Any]:
+    """Fields of `Info` as the package's trees, stacked over the iterations."""
+    return [
+        stacked([tree(getattr(i.info, name)) for i in iterations]) for name in names
+    ]
+
+
+@pytest.mark.parametrize(("name", "layout", "scope"), CASES)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_float64_agrees_with_the_transcription(problem, name, layout, scope):
+    settings = dataclasses.replace(SETTINGS[name], scope=scope)
+    iterations = reference_run(problem, layout, settings)
+    with enable_x64():
+        updates, new_state, classes = package_steps(iterations, settings)
+    R, A, O, D, a, step = collect(iterations, "R", "A", "O", "D", "a", "step")  # noqa: E741
+    assert_same(classes.relevant, R)
+    assert_same(classes.acceptable, A)
+    assert_same(classes.optimisable, O)
+    assert_same(classes.decreasable, D)
+    # An average of gradients may cancel: its error is relative to what went in.
+    floor = 0 if settings.momentum is None else 1e-15
+    assert_close(classes.lower, a)
+    assert_close(jax.tree.map(jnp.negative, updates), step, floor)
+    expected = stacked([package_state(i.next_state, settings) for i in iterations])
+    assert_close(new_state, expected, floor)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_comparison_has_every_class_in_it(name):
+    # Otherwise agreement would say little.
+    settings = SETTINGS[name]
+    runs = [reference_run(problem, "vector", settings) for problem in PROBLEMS]
+    R, A, D, step, radius, a = (
+        np.stack([getattr(i.info, field)[0] for run in runs for i in run])
+        for field in ("R", "A", "D", "step", "radius", "a")
+    )
+    assert R.any()
+    assert A.any() or settings.variant == "relevant_only"
+    moved = D & (step != 0)
+    assert moved.any()
+    assert (D & ~moved).any()
+    # Both halves of the minimum in (17), too; a = |x| d_k keeps inside the radius.
+    assert (moved & (a <= radius)).any()
+    assert (moved & (a > radius)).any() or settings.variant in ("v2", "v4")
+
+
+@pytest.mark.parametrize(("name", "layout", "scope"), CASES)
+def test_classify_finds_the_sets_of_the_transcription(name, layout, scope):
+    settings = dataclasses.replace(SETTINGS[name], scope=scope)
+    iterations = reference_run("logistic", layout, settings)
+    direction, weight = collect(iterations, "direction", "weight")
+    x = stacked([tree(i.x) for i in iterations])
+    steps = range(ITERATIONS)
+    numbers = {
+        "decrease": np.array([reference.decrease_at(settings, k) for k in steps]),
+        "learning_rate": np.array(
+            [float(reference.at(settings.learning_rate, k)) for k in steps]
+        ),
+        "relevant": np.array([reference.at(settings.relevant, k) for k in steps]),
+    }
+    kinds = {
+        "variant": settings.variant,
+        "relevance": settings.relevance,
+        "scope": scope,
+    }
+
+    def one(args):
+        direction, x, weight, numbers = args
+        return classify(direction, x, weight, **numbers, **kinds)
+
+    with enable_x64():
+        classes = jax.jit(lambda args: jax.lax.map(one, args))(
+            (direction, x, weight, numbers)
+        )
+    R, A, O, D, a = collect(iterations, "R", "A", "O", "D", "a")  # noqa: E741
+    assert_same(classes.relevant, R)
+    assert_same(classes.acceptable, A)
+    assert_same(classes.optimisable, O)
+    assert_same(classes.decreasable, D)
+    assert_close(classes.lower, a)
+
+
+def in_float32(iterations: list[Iteration], settings: Settings) -> list[Iteration]:
+    """The same iterations from inputs rounded to float32, classified in float64."""
+    rounded = []
+    for i in iterations:
+        x, g, w_O, w_D, m = (
+            [leaf.astype(np.float32) for leaf in leaves]
+            for leaves in (i.x, i.g, i.state.w_O, i.state.w_D, i.state.m)
+        )
+        state = State(i.state.k, w_O, w_D, m)
+        _, next_state, info = reference.step(x, g, state, settings)
+        rounded.append(Iteration(x, g, state, next_state, info))
+    return rounded
+
+
+FLOAT32 = {
+    **{variant: Settings(variant=variant) for variant in VARIANTS},
+    "rate": Settings(learning_rate=0.05),
+    "magnitude": Settings(relevance="magnitude", relevant=0.25, variant="v4"),
+    "taylor": Settings(relevance="taylor", variant="v4"),
+}
+
+
+@pytest.mark.parametrize(("layout", "scope"), LAYOUTS[:2])
+@pytest.mark.parametrize("name", FLOAT32)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_float32_differs_only_within_rounding(problem, name, layout, scope):
+    settings = dataclasses.replace(FLOAT32[name], scope=scope)
+    exact = reference_run(problem, layout, settings)
+    iterations = in_float32(exact, settings)
+    updates, _, classes = package_steps(iterations, settings)
+
+    def flat(leaves):
+        # One row an iteration.
+        return np.concatenate(
+            [np.reshape(leaf, (ITERATIONS, -1)) for leaf in jax.tree.leaves(leaves)], 1
+        )
+
+    names = "R", "A", "S", "a", "b", "score", "threshold", "direction", "weight", "step"
+    R, A, S, a, b, score, threshold, direction, weight, step = map(
+        flat, collect(iterations, *names)
+    )
+    relevant, acceptable = flat(classes.relevant), flat(classes.acceptable)
+    eps = np.finfo(np.float32).eps
+
+    # A product is rounded once, a gradient or a parameter never.
+    rounding = eps if settings.relevance == "taylor" else 0
+    wrong = relevant != R
+    assert (np.abs(score - threshold)[wrong] <= 2 * rounding * threshold[wrong]).all()
+
+    # Where R differs so do S and the norms; those iterations are compared no further.
+    same = (relevant == R).all(axis=1, keepdims=True)
+    length = np.abs(settings.learning_rate * direction / weight)
+    # Ten roundings in length and bound, and two sums of at most SIZE squares.
+    norms = SIZE if settings.variant in ("v1", "v3", "relevant_only") else 0
+    near = np.abs(length - a) <= (10 + norms) * eps * a
+    near |= np.abs(length - b) <= 10 * eps * length
+    wrong = same & (acceptable != A)
+    assert (S & near)[wrong].all()
+    assert ((relevant != R) | wrong).mean() < 1e-3
+    assert same.mean() > 0.99
+
+    agree = same & (acceptable == A)
+    np.testing.assert_allclose(
+        -flat(updates)[agree], step[agree], rtol=(10 + norms) * eps
+    )
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_bounds_written_out_give_the_named_variant_exactly(problem):
+    settings = Settings(variant="v4")
+    iterations = reference_run(problem, "tree", settings)
+    mine = Bounds(lower=lambda x, s: x * s.decrease, upper=lambda x, s: x)
+    pair = (mine.lower, mine.upper)
+    named, own, plain = (
+        package_steps(iterations, settings, variant=variant)
+        for variant in ("v4", mine, pair)
+    )
+    assert_same(own, named)
+    assert_same(plain, named)
+
+
+def crossings(variant) -> int:
+    """How many decreasable components a float32 run carries past zero."""
+    gradient = least_squares()
+    offset = gradient(np.zeros(SIZE)).astype(np.float32)
+    matrix = np.stack([gradient(e) for e in np.eye(SIZE)], 1).astype(np.float32)
+    matrix -= offset[:, None]
+    tx = prunadag(variant=variant)
+    start = reference_run("least squares", "vector", Settings())[0].x[0]
+
+    def one(carry, _):
+        x, state = carry
+        g = matrix @ x + offset
+        classes = classification_at(g, state[0], x, variant=variant)
+        updates, state = tx.update(g, state, x)
+        new = optax.apply_updates(x, updates)
+        past = classes.decreasable & (jnp.sign(new) * jnp.sign(x) < 0)
+        return (new, state), jnp.sum(past)
+
+    @jax.jit
+    def run(x):
+        return jax.lax.scan(one, (x, tx.init(x)), length=ITERATIONS)[1].sum()
+
+    return int(run(start.astype(np.float32)))
+
+
+@pytest.mark.parametrize("variant", ["v1", "v3", "relevant_only"])
+def test_capped_never_carries_a_component_past_zero(variant):
+    assert crossings(variant) > 0
+    assert crossings(capped(variant)) == 0
+
+
+def test_capped_leaves_v4_as_it_is():
+    # There a = |x| d_k <= |x| already.
+    settings = Settings(variant="v4")
+    iterations = reference_run("logistic", "vector", settings)
+    named, cap = (
+        package_steps(iterations, settings, variant=variant)
+        for variant in ("v4", capped("v4"))
+    )
+    assert_same(cap, named)
