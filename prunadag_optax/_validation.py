@@ -123,7 +123,7 @@ def check_relevant(relevant: Any, size: int | None = None) -> None:
         with jax.ensure_compile_time_eval():
             first = relevant(jnp.zeros([], jnp.int32))
         if not isinstance(first, Tracer):
-            first = np.asarray(first).item()
+            first = first if np.ndim(first) else np.asarray(first).item()
             try:
                 check_relevant(first)
             except ValueError:
@@ -204,6 +204,24 @@ def check_same_trees(
             f"{prefix}{name} and {other_name} must have the same tree structure; got "
             f"{structure} and {other_structure}."
         )
+    check_same_shapes(name, tree, other_name, other, prefix)
+
+
+def check_same_shapes(
+    name: str, tree: Any, other_name: str, other: Any, prefix: str = ""
+) -> None:
+    """Raises a ValueError where the leaves of two trees differ in shape.
+
+    Args:
+      name: name of the first argument, for the message.
+      tree: its pytree of arrays.
+      other_name: name of the second argument.
+      other: its pytree of arrays, with as many leaves.
+      prefix: what goes before the message.
+
+    Raises:
+      ValueError: naming both arguments and the first place where they differ.
+    """
     pairs = zip(
         jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(other), strict=True
     )

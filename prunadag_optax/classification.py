@@ -17,7 +17,11 @@ import optax
 
 from prunadag_optax import selection
 from prunadag_optax._precision import working
-from prunadag_optax._validation import check_choice
+from prunadag_optax._validation import (
+    check_choice,
+    check_relevant,
+    check_same_trees,
+)
 
 
 class Statistics(NamedTuple):
@@ -86,7 +90,8 @@ def _plain(magnitude, statistics):
 def _balanced(magnitude, statistics):
     g, x = statistics.gradient_norm, statistics.parameter_norm
     ratio = jnp.where(x > 0, g / jnp.where(x > 0, x, 1), 0)
-    return magnitude * (statistics.decrease * ratio)
+    # Where x = 0 the bound is 0, even if the ratio overflows.
+    return jnp.where(magnitude > 0, magnitude * (statistics.decrease * ratio), 0)
 
 
 def _unbounded(magnitude, statistics):
@@ -213,7 +218,7 @@ def adagrad_ratio(
     Returns:
       Array of the same shape, in at least float32, in units of the parameter.
     """
-    return learning_rate * working(gradient) / working(weight)
+    return learning_rate * (working(gradient) / working(weight))
 
 
 def _norm(values, masks) -> jax.Array:
@@ -316,7 +321,10 @@ def classify(
       Porcelli, Seraghiti, Toint (2026), equations (4), (6), (7) and Table 1.
     """
     check_choice("scope", scope, ("global", "leaf"))
+    check_relevant(relevant)
     score = scores_of(relevance)(gradients, params)
+    if callable(relevance):
+        check_same_trees("relevance(gradients, params)", score, "params", params)
     treedef = jax.tree.structure(params)
     columns = [treedef.flatten_up_to(t) for t in (gradients, params, weight, score)]
     classify_vector = functools.partial(

@@ -146,15 +146,18 @@ def check_mask(mask: Any, params: optax.Params) -> None:
       ValueError: naming the first leaf that is missing, of another shape, or not bool.
     """
     treedef = jax.tree.structure(mask, is_leaf=lambda leaf: leaf is None)
+    paths = jax.tree_util.tree_leaves_with_path(mask, is_leaf=lambda leaf: leaf is None)
     try:
         parts = treedef.flatten_up_to(params)
+        for (_, keep), part in zip(paths, parts, strict=True):
+            if keep is not None and not jax.tree_util.all_leaves([part]):
+                raise ValueError("one array where params have a tree")
     except (ValueError, TypeError) as error:
         raise ValueError(
             "mask must have the tree structure of params, with None for leaves that "
             f"are not prunable; got {jax.tree.structure(mask)} for "
             f"{jax.tree.structure(params)}."
         ) from error
-    paths = jax.tree_util.tree_leaves_with_path(mask, is_leaf=lambda leaf: leaf is None)
     for (path, keep), part in zip(paths, parts, strict=True):
         if keep is None:
             continue
@@ -164,10 +167,9 @@ def check_mask(mask: Any, params: optax.Params) -> None:
                 f"{name} must be bool (True = keep) or None; got dtype "
                 f"{jnp.result_type(keep)}."
             )
-        shape = jnp.shape(part) if jax.tree.structure(part).num_leaves == 1 else None
-        if jnp.shape(keep) != shape:
+        if jnp.shape(keep) != jnp.shape(part):
             raise ValueError(
-                f"{name} must have the shape {shape} of its parameter; got "
+                f"{name} must have the shape {jnp.shape(part)} of its parameter; got "
                 f"{jnp.shape(keep)}."
             )
 

@@ -96,7 +96,9 @@ def scale_by_prunadag(
     def init_fn(params: optax.Params) -> Any:
         _validation.check_real_leaves("params", params)
         if scope == "global":
-            _validation.check_relevant(relevant, optax.tree.size(params))
+            # eval_shape: `init` also takes trees of shapes, without arrays.
+            shapes = jax.tree.leaves(jax.eval_shape(lambda tree: tree, params))
+            _validation.check_relevant(relevant, sum(x.size for x in shapes))
         average = None
         if momentum is not None:
             average = weights.initial(params, 0, accumulator_dtype)
@@ -121,7 +123,11 @@ def scale_by_prunadag(
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
         _validation.check_real_leaves("params", params)
+        _validation.check_real_leaves("updates", updates)
         _validation.check_same_trees("updates", updates, "params", params)
+        _validation.check_same_shapes(
+            "state.optimisable_weight", state.optimisable_weight, "params", params
+        )
         sorted_ = _sort(
             updates,
             state,

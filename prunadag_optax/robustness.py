@@ -145,10 +145,10 @@ def pruning_curve(
         result = metric_fn(pruned)
         named = result if isinstance(result, Mapping) else {"metric": result}
         for name, value in named.items():
-            if np.size(value) != 1:
+            if value is None or np.size(value) != 1:
+                got = value if value is None else f"shape {np.shape(value)}"
                 raise ValueError(
-                    f"metric_fn must return scalars; got shape {np.shape(value)} for "
-                    f"{name!r}."
+                    f"metric_fn must return scalars; got {got} for {name!r}."
                 )
         rows.append({name: np.asarray(v).item() for name, v in named.items()})
     return PruningCurve(

@@ -200,7 +200,7 @@ def kth_largest_magnitude(tree: Any, k: int | jax.Array) -> jax.Array:
     if isinstance(k, numbers.Integral) and not isinstance(k, bool | np.bool_):
         if not 1 <= k <= size:
             raise ValueError(f"k must be in 1..{size}, the size of tree; got {k}.")
-    elif not jnp.issubdtype(getattr(k, "dtype", bool), jnp.integer):
+    elif np.ndim(k) or not jnp.issubdtype(getattr(k, "dtype", bool), jnp.integer):
         raise ValueError(f"k must be an integer or an integer array; got {k!r}.")
     k = jnp.clip(jnp.asarray(k, count_dtype(size)), 1, size)
     dtype = functools.reduce(

@@ -93,7 +93,9 @@ def decreasable_step(gradients: Any, params: Any, lower: Any, radius: Any) -> An
 
     def leaf(g, x, a, r):
         sign = jnp.sign(working(x))
-        return jnp.where(sign == jnp.sign(g), -sign * jnp.minimum(a, r), 0)
+        step = jnp.where(sign == jnp.sign(g), -sign * jnp.minimum(a, r), 0)
+        # Only the sign of g enters above: this keeps a NaN or infinite g from hiding.
+        return step + 0 * working(g)
 
     return jax.tree.map(leaf, gradients, params, lower, radius)
 

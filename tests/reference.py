@@ -175,9 +175,13 @@ def _step_vector(x, g, w_O, w_D, m, k: int, settings: Settings) -> dict[str, Any
     w_D_next[D] = np.sqrt(w_D[D] ** 2 + x[D] ** 2)
     radius = np.full(n, np.nan)
     radius[D] = np.abs(x[D]) / w_D_next[D]
-    for i in D:
-        if np.sign(x[i]) == np.sign(v[i]):
-            s[i] = -np.sign(x[i]) * min(a[i], radius[i])
+    shrinking = D[np.sign(x[D]) == np.sign(v[D])]
+    s[shrinking] = -np.sign(x[shrinking]) * np.minimum(a[shrinking], radius[shrinking])
+
+    def indicator(indices):
+        members = np.zeros(n, bool)
+        members[indices] = True
+        return members
 
     # Step 6.
     return {
@@ -185,11 +189,11 @@ def _step_vector(x, g, w_O, w_D, m, k: int, settings: Settings) -> dict[str, Any
         "w_O": w_O_next,
         "w_D": w_D_next,
         "m": m,
-        "R": np.isin(everything, R),
-        "A": np.isin(everything, A),
-        "O": np.isin(everything, O),
-        "D": np.isin(everything, D),
-        "S": np.isin(everything, S),
+        "R": indicator(R),
+        "A": indicator(A),
+        "O": indicator(O),
+        "D": indicator(D),
+        "S": indicator(S),
         "a": a,
         "b": b,
         "score": score,
