@@ -121,7 +121,7 @@ def check_relevant(relevant: Any, size: int | None = None) -> None:
     if callable(relevant):
         # A schedule that counts but returns floats would be read as fractions above 1.
         with jax.ensure_compile_time_eval():
-            first = relevant(jnp.zeros([], jnp.int32))
+            first: Any = relevant(jnp.zeros([], jnp.int32))
         if not isinstance(first, Tracer):
             first = first if np.ndim(first) else np.asarray(first).item()
             try:
