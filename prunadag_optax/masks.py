@@ -5,18 +5,15 @@ it is pruned. A None in place of a leaf means that the leaf is not prunable. Mas
 beside the parameters; nothing here changes a parameter in place.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax import lax
 from optax._src.base import NO_PARAMS_MSG
 
-from prunadag_optax import _validation, selection
+from prunadag_optax import _ranking, _validation, selection
 
 Where = Callable[[tuple[Any, ...], jax.Array], bool]
 
@@ -27,6 +24,7 @@ def magnitude_mask(
     *,
     scope: str = "global",
     where: Where | None = None,
+    previous: Any = None,
 ) -> Any:
     r"""The mask that prunes the smallest magnitudes, with exact counts.
 
@@ -44,6 +42,8 @@ def magnitude_mask(
         sigma of each.
       where: predicate (path, leaf) -> bool, False for leaves never to prune, such as
         biases; paths are those of `jax.tree_util.tree_map_with_path`. None: all leaves.
+      previous: the mask already held, or None. What it prunes stays pruned, ahead of
+        every live weight, even where that is more than `sparsity` asks for.
 
     Returns:
       Pytree like `params`: bool arrays, True = keep, None where `where` is False.
@@ -71,12 +71,17 @@ def magnitude_mask(
     ]
     for i in chosen:
         _validation.check_real_leaf("params", *paths_leaves[i])
-    masks: list[Any] = [None] * len(paths_leaves)
+    held: list[Any] = [None] * len(paths_leaves)
+    if previous is not None:
+        check_mask(previous, params)
+        held = treedef.flatten_up_to(previous)
+    masks = list(held)
     groups = [chosen] if scope == "global" else [[i] for i in chosen]
     for group in groups:
         members = [jnp.asarray(paths_leaves[i][1]) for i in group]
         count = _pruned_count(sparsity, sum(leaf.size for leaf in members))
-        for i, mask in zip(group, _keep_largest(members, count), strict=True):
+        kept = _ranking.keep_largest(members, count, [held[i] for i in group])
+        for i, mask in zip(group, kept, strict=True):
             masks[i] = mask
     return treedef.unflatten(masks)
 
@@ -88,46 +93,77 @@ def _pruned_count(sparsity: Any, size: int) -> Any:
     return round(float(sparsity) * size)
 
 
-@jax.jit
-def _keep_largest(leaves: list[jax.Array], count: jax.Array) -> list[jax.Array]:
-    """Masks that leave out the `count` smallest magnitudes of all leaves."""
-    keys = selection.magnitude_keys(leaves)
-    size = sum(key.size for key in keys)
-    if not size:
-        return [jnp.ones(key.shape, bool) for key in keys]
-    count = jnp.asarray(count, selection.count_dtype(size))
-    # The count-th smallest is the (n - count + 1)-th largest.
-    threshold = selection.kth_largest_key(leaves, jnp.clip(size - count + 1, 1, size))
-    below = sum(jnp.sum(key < threshold, dtype=count.dtype) for key in keys)
-    # Of the magnitudes that tie at the threshold the first (count - below) go. Where
-    # the last of these stands is a selection again, over positions counted from the
-    # end (so that the first is the largest), with 0 where there is no tie.
-    unsigned = jnp.uint32 if count.dtype == jnp.int32 else jnp.uint64
-    positions, offset = [], 0
-    for key in keys:
-        positions.append(unsigned(size - offset) - _row_major_index(key, unsigned))
-        offset += key.size
-    tied = [
-        jnp.where(key == threshold, position, unsigned(0))
-        for key, position in zip(keys, positions, strict=True)
-    ]
-    last = selection.kth_largest_key(tied, jnp.maximum(count - below, 1), keys_of=list)
-    return [
-        (count == 0) | (key > threshold) | ((key == threshold) & (position < last))
-        for key, position in zip(keys, positions, strict=True)
-    ]
+def where_held(where: Where | None, held: Any) -> Where | None:
+    """The predicate to prune again with: as given, else the leaves that have masks.
+
+    Args:
+      where: predicate (path, leaf) -> bool, or None.
+      held: the masks held, or None.
+
+    Returns:
+      A predicate, or None where both are None.
+    """
+    if where is not None or held is None:
+        return where
+    paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(held)}
+    return lambda path, leaf: path in paths
 
 
-def _row_major_index(x: jax.Array, dtype: Any) -> jax.Array:
-    strides = np.cumprod((1, *x.shape[:0:-1]))[::-1] if x.ndim else ()
-    return functools.reduce(
-        jnp.add,
-        (
-            lax.broadcasted_iota(dtype, x.shape, axis) * dtype(stride)
-            for axis, stride in enumerate(strides)
-        ),
-        jnp.zeros(x.shape, dtype),
-    )
+def n_m_mask(
+    params: optax.Params,
+    n: int,
+    m: int,
+    *,
+    axis: int = -2,
+    where: Where | None = None,
+) -> Any:
+    r"""The N:M mask: of every m consecutive weights the n largest magnitudes are kept.
+
+    .. math:: |\{ i \in \text{group} : \text{kept} \}| = n \text{ in each group of } m
+
+    Groups lie along the input axis, which is -2 in Flax kernels ([..., in, out]), as
+    hardware with 2:4 sparsity wants them. Among equal magnitudes the one with the
+    lowest index is pruned first.
+
+    Args:
+      params: pytree of real floating arrays.
+      n: weights kept in a group, 0 <= n <= m.
+      m: size of a group, a divisor of the axis.
+      axis: axis along which the groups lie.
+      where: predicate (path, leaf) -> bool, False for leaves never to prune; None: all
+        leaves with at least two axes.
+
+    Returns:
+      Pytree like `params`: bool arrays, True = keep, None for leaves not to prune.
+
+    Raises:
+      ValueError: if not 0 <= n <= m, or if m does not divide the axis of a leaf.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import masks
+      >>> kernel = jnp.array([[4.0], [1.0], [3.0], [2.0]])
+      >>> masks.n_m_mask(kernel, 2, 4).ravel().tolist()
+      [True, False, True, False]
+    """
+    if not (isinstance(n, int) and isinstance(m, int) and 0 <= n <= m and m > 0):
+        raise ValueError(
+            f"n and m must be integers, 0 <= n <= m; got n={n!r}, m={m!r}."
+        )
+
+    def leaf_mask(path, leaf):
+        if not (where(path, leaf) if where is not None else jnp.ndim(leaf) > 1):
+            return None
+        _validation.check_real_leaf("params", path, leaf)
+        shape = jnp.shape(leaf)
+        if not -len(shape) <= axis < len(shape) or shape[axis] % m:
+            raise ValueError(
+                f"m must divide axis {axis} of params{jax.tree_util.keystr(path)}, "
+                f"which has the shape {shape}; got m={m}. Leave it out with `where`."
+            )
+        return _ranking.keep_largest_in_groups(jnp.asarray(leaf), n, m, axis)
+
+    return jax.tree_util.tree_map_with_path(leaf_mask, params)
 
 
 def _map(function: Callable[..., Any], mask: Any, *trees: Any) -> Any:
@@ -250,6 +286,7 @@ def prune(
     *,
     scope: str = "global",
     where: Where | None = None,
+    previous: Any = None,
 ) -> tuple[Any, Any]:
     r"""Prunes by magnitude in one shot.
 
@@ -261,6 +298,7 @@ def prune(
       sparsity: share of the prunable components to prune, in [0, 1].
       scope: "global" or "leaf", as in `magnitude_mask`.
       where: predicate (path, leaf) -> bool, as in `magnitude_mask`.
+      previous: the mask already held, or None, as in `magnitude_mask`.
 
     Returns:
       The pruned parameters and their mask.
@@ -275,7 +313,7 @@ def prune(
       >>> pruned.tolist()
       [0.0, -3.0, 2.0, 0.0]
     """
-    mask = magnitude_mask(params, sparsity, scope=scope, where=where)
+    mask = magnitude_mask(params, sparsity, scope=scope, where=where, previous=previous)
     return apply_mask(params, mask), mask
 
 

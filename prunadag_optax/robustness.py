@@ -5,7 +5,7 @@ import dataclasses
 import io
 import pathlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -104,6 +104,7 @@ def pruning_curve(
     *,
     scope: str = "global",
     where: masks.Where | None = None,
+    recalibrate: Callable[[Any, float], Any] | None = None,
     progress: bool = True,
 ) -> PruningCurve:
     r"""A metric of the model, pruned in one shot to each of several sparsities.
@@ -119,6 +120,9 @@ def pruning_curve(
       sparsities: shares to prune, each in [0, 1], in any order.
       scope: "global" or "leaf", as in `masks.magnitude_mask`.
       where: predicate (path, leaf) -> bool, as in `masks.magnitude_mask`.
+      recalibrate: function (pruned params, sparsity) -> what `metric_fn` gets in place
+        of the pruned parameters; for statistics that pruning has made wrong, such as
+        those of batch normalisation, computed anew on training data.
       progress: show a bar (tqdm, if it is installed) when it takes over a second.
 
     Returns:
@@ -140,8 +144,10 @@ def pruning_curve(
     """
     chosen = _check_sparsities(sparsities)
     rows = []
-    for sparsity in _with_progress(chosen, "pruning curve", progress):
+    for sparsity in with_progress(chosen, "pruning curve", progress):
         pruned, _ = masks.prune(params, sparsity, scope=scope, where=where)
+        if recalibrate is not None:
+            pruned = recalibrate(pruned, sparsity)
         result = metric_fn(pruned)
         named = result if isinstance(result, Mapping) else {"metric": result}
         for name, value in named.items():
@@ -331,7 +337,17 @@ def _check_sparsities(sparsities: Iterable[float]) -> list[float]:
     return [float(sparsity) for sparsity in chosen]
 
 
-def _with_progress(items: Sequence[float], label: str, progress: bool) -> Iterable:
+def with_progress(items: Iterable[Any], label: str, progress: bool) -> Iterable[Any]:
+    """The items, with a tqdm bar when that is wanted, possible and worth it.
+
+    Args:
+      items: what to go through.
+      label: what the bar says.
+      progress: whether a bar is wanted.
+
+    Returns:
+      The items again.
+    """
     if not progress:
         return items
     try:

@@ -3,8 +3,8 @@
 import jax
 
 
-def enable_x64():
-    """Context in which jax computes in float64."""
+def enable_x64(on: bool = True):
+    """Context in which jax computes in float64, or in float32."""
     if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    return jax.experimental.enable_x64()
+        return jax.enable_x64(on)
+    return jax.experimental.enable_x64(on)

@@ -2,8 +2,7 @@
 
 The sweep holds each way of running prunAdag to the plain eager loop: the same
 parameters, updates and state, dtypes that stay, and one compilation. What one test can
-say about the transformation as a citizen of optax, of sharded programs and of Flax
-follows it.
+say about the transformation as a citizen of optax and of sharded programs follows it.
 """
 
 import dataclasses
@@ -17,18 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
-from flax.core import FrozenDict
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from optax._src.base import NO_PARAMS_MSG
 
 from prunadag_optax import ScaleByPrunadagState, masks, prunadag, scale_by_prunadag
+from tests.precision import enable_x64
 
-if hasattr(jax, "enable_x64"):
-    enable_x64 = jax.enable_x64
-else:
-    from jax.experimental import enable_x64
+FrozenDict = pytest.importorskip("flax.core").FrozenDict
+
 set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
 needs_devices = pytest.mark.skipif(
     jax.device_count() < 8, reason="needs eight devices, see conftest.py"
@@ -460,44 +456,3 @@ def test_magnitude_mask_of_sharded_leaves(mesh, scope, sparsity):
     assert_sharded_like(mask, params)
     expected = masks.magnitude_mask(large_tree(0), sparsity, scope=scope)
     jax.tree.map(np.testing.assert_array_equal, mask, expected)
-
-
-# Flax nnx.
-
-
-class Model(nnx.Module):
-    def __init__(self, rngs):
-        self.hidden = nnx.Linear(3, 16, rngs=rngs)
-        self.out = nnx.Linear(16, 1, rngs=rngs)
-
-    def __call__(self, x):
-        return self.out(nnx.tanh(self.hidden(x)))
-
-
-def squared_error(model):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(32, 3)), jnp.float32)
-    return jnp.mean((model(x) - jnp.sin(x.sum(axis=1, keepdims=True))) ** 2)
-
-
-def test_nnx_optimizer_lowers_the_loss():
-    model = Model(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, prunadag(0.05), wrt=nnx.Param)
-
-    @nnx.jit
-    def step(model, optimizer):
-        loss, gradients = nnx.value_and_grad(squared_error)(model)
-        optimizer.update(model, gradients)
-        return loss
-
-    losses = [float(step(model, optimizer)) for _ in range(30)]
-    assert losses[-1] < losses[0] / 2
-
-
-def test_nnx_state_is_a_tree_like_any_other():
-    graph, variables = nnx.split(Model(nnx.Rngs(0)), nnx.Param)
-    gradients = jax.grad(lambda v: squared_error(nnx.merge(graph, v)))(variables)
-    pure, pure_gradients = nnx.to_pure_dict(variables), nnx.to_pure_dict(gradients)
-    moved, _, _ = jitted(prunadag(**SETTINGS), variables, [gradients] * STEPS)
-    expected, _, _ = eager(prunadag(**SETTINGS), pure, [pure_gradients] * STEPS)
-    assert isinstance(moved, nnx.State)
-    assert_close(nnx.to_pure_dict(moved), expected)

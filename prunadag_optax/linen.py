@@ -1,0 +1,280 @@
+"""flax.linen: a training state that holds pruning masks (needs the extra `flax`)."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+try:
+    from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
+    from flax.training import train_state
+except ImportError as error:
+    raise ImportError(
+        "prunadag_optax.linen needs flax: pip install 'prunadag_optax[flax]'."
+    ) from error
+
+from prunadag_optax import masks as masks_lib
+from prunadag_optax import robustness
+from prunadag_optax._pruning import check_not_lower, masks_on_schedule
+
+
+class PruningTrainState(train_state.TrainState):
+    """A flax `TrainState` with pruning masks.
+
+    While a mask is held, pruned weights are exactly zero after every step, whatever the
+    optimizer: gradients are masked before `tx.update`, so that clipping norms and
+    moments see live weights only, and parameters after it, so that momentum and weight
+    decay change nothing.
+
+    Attributes:
+      masks: pytree of bool like the trained parameters (True = keep, None for leaves
+        that are never pruned), or None before anything was pruned. fp8's parameters
+        that are overwritten with their gradient have no masks.
+
+    Examples:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
+      >>> from prunadag_optax import prunadag
+      >>> from prunadag_optax.linen import PruningTrainState
+      >>> model = nn.Dense(2)
+      >>> params = model.init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+      >>> state = PruningTrainState.create(
+      ...     apply_fn=model.apply, params=params, tx=prunadag(0.1)
+      ... )
+      >>> state = state.prune(0.5, where=lambda path, leaf: leaf.ndim > 1)
+      >>> grads = jax.tree.map(jnp.ones_like, state.params)
+      >>> state = state.apply_gradients(grads=grads)
+      >>> float(state.sparsity()), int((state.params["kernel"] == 0).sum())
+      (0.5, 4)
+    """
+
+    masks: Any = None
+
+    @classmethod
+    def create(cls, *, apply_fn, params, tx, **kwargs):
+        """A new state at step 0; see `flax.training.train_state.TrainState.create`.
+
+        Args:
+          apply_fn: usually `model.apply`.
+          params: pytree of parameters.
+          tx: optax gradient transformation.
+          **kwargs: further fields, among them `masks`.
+
+        Returns:
+          The state; with `masks` its parameters are pruned to them.
+
+        Raises:
+          ValueError: if `masks` do not fit the parameters.
+        """
+        state = super().create(apply_fn=apply_fn, params=params, tx=tx, **kwargs)
+        if state.masks is None:
+            return state
+        return state._with_trained(masks_lib.apply_mask(state._trained, state.masks))
+
+    def apply_gradients(self, *, grads: Any, **extra: Any) -> "PruningTrainState":
+        """One step of the optimizer, with pruned weights held at zero.
+
+        Args:
+          grads: pytree of gradients like `params`.
+          **extra: what is a field of the state (such as `batch_stats` in a subclass) is
+            replaced, as flax does; everything else goes to `tx.update`.
+
+        Returns:
+          The state after the step.
+        """
+        fields = {
+            k: extra.pop(k) for k in list(extra) if k in self.__dataclass_fields__
+        }
+        overwritten = _has_overwritten(grads)
+        trained_grads = grads["params"] if overwritten else grads
+        if self.masks is not None:
+            trained_grads = masks_lib.apply_mask(trained_grads, self.masks)
+        update = optax.with_extra_args_support(self.tx).update
+        updates, opt_state = update(
+            trained_grads, self.opt_state, self._trained, **extra
+        )
+        trained = optax.apply_updates(self._trained, updates)
+        if self.masks is not None:
+            trained = masks_lib.apply_mask(trained, self.masks)
+        state = self.replace(step=self.step + 1, opt_state=opt_state)
+        state = state._with_trained(trained)
+        if overwritten:
+            owned = {OVERWRITE_WITH_GRADIENT: grads[OVERWRITE_WITH_GRADIENT]}
+            state = state.replace(params={**state.params, **owned})
+        return state.replace(**fields)
+
+    def prune(
+        self,
+        sparsity: float | jax.Array,
+        *,
+        scope: str = "global",
+        where: masks_lib.Where | None = None,
+    ) -> "PruningTrainState":
+        """Prunes by magnitude; what was pruned before stays pruned.
+
+        `prune(0.0)` sets masks that keep everything: a compiled step that starts from
+        them need not be compiled again when they change.
+
+        Args:
+          sparsity: share of the prunable weights to be pruned afterwards, in [0, 1].
+          scope: "global" or "leaf", as in `masks.magnitude_mask`.
+          where: predicate (path, leaf) -> bool, as in `masks.magnitude_mask`; None:
+            the leaves that have masks already, or all.
+
+        Returns:
+          The state with pruned parameters and their masks.
+
+        Raises:
+          ValueError: if `sparsity` is outside [0, 1] or below what is pruned already.
+        """
+        check_not_lower(sparsity, self.masks)
+        params, masks = masks_lib.prune(
+            self._trained,
+            sparsity,
+            scope=scope,
+            where=masks_lib.where_held(where, self.masks),
+            previous=self.masks,
+        )
+        return self._with_trained(params).replace(masks=masks)
+
+    def prune_on_schedule(
+        self,
+        schedule: optax.Schedule,
+        *,
+        every: int = 1,
+        scope: str = "global",
+        where: masks_lib.Where | None = None,
+    ) -> "PruningTrainState":
+        """Prunes to `schedule(step)` at every so many steps, inside a compiled step.
+
+        Args:
+          schedule: function step -> sparsity, such as
+            `methods.gradual_pruning.cubic_sparsity`. Where it falls, nothing is undone.
+          every: number of steps from one change of the masks to the next.
+          scope: "global" or "leaf".
+          where: predicate (path, leaf) -> bool, as in `prune`.
+
+        Returns:
+          The state, with new masks where the step is a multiple of `every`.
+
+        Examples:
+          >>> import jax, jax.numpy as jnp, optax
+          >>> from prunadag_optax.linen import PruningTrainState
+          >>> from prunadag_optax.methods.gradual_pruning import cubic_sparsity
+          >>> state = PruningTrainState.create(
+          ...     apply_fn=None, params=jnp.arange(1.0, 11.0), tx=optax.sgd(0.1)
+          ... ).prune(0.0)
+          >>> schedule = cubic_sparsity(0.5, begin=0, end=4)
+          >>> @jax.jit
+          ... def step(state):
+          ...     state = state.apply_gradients(grads=jnp.zeros(10))
+          ...     return state.prune_on_schedule(schedule)
+          >>> for _ in range(4):
+          ...     state = step(state)
+          >>> float(state.sparsity())
+          0.5
+        """
+        params, masks = masks_on_schedule(
+            self._trained,
+            self.masks,
+            self.step,
+            schedule,
+            every=every,
+            scope=scope,
+            where=where,
+        )
+        return self._with_trained(params).replace(masks=masks)
+
+    def sparsity(self) -> jax.Array:
+        """The share of the prunable weights that is pruned; 0 without masks."""
+        return masks_lib.sparsity(self.masks)
+
+    def curve(
+        self,
+        metric_fn: Callable[[Any], Any],
+        sparsities: Iterable[float],
+        **kwargs: Any,
+    ) -> robustness.PruningCurve:
+        """`robustness.pruning_curve` of the parameters.
+
+        Args:
+          metric_fn: function params -> scalar or mapping of names to scalars.
+          sparsities: shares to prune, each in [0, 1].
+          **kwargs: further arguments of `robustness.pruning_curve`.
+
+        Returns:
+          The `PruningCurve`.
+        """
+        return robustness.pruning_curve(metric_fn, self.params, sparsities, **kwargs)
+
+    def finalised(self) -> Any:
+        """The plain parameters to ship, pruned weights at +0.0."""
+        if self.masks is None:
+            return self.params
+        trained = masks_lib.finalise(self._trained, self.masks)
+        return self._with_trained(trained).params
+
+    @property
+    def _trained(self) -> Any:
+        """The parameters that the optimizer trains: all but those of fp8."""
+        params: Any = self.params
+        return params["params"] if _has_overwritten(params) else params
+
+    def _with_trained(self, trained: Any) -> "PruningTrainState":
+        params: Any = self.params
+        if _has_overwritten(params):
+            trained = {**params, "params": trained}
+        return self.replace(params=trained)
+
+
+def _has_overwritten(tree: Any) -> bool:
+    """Whether fp8 parameters, overwritten with their gradient, are in the tree."""
+    return isinstance(tree, Mapping) and OVERWRITE_WITH_GRADIENT in tree
+
+
+def fine_tune(
+    state: PruningTrainState,
+    loss_fn: Callable[[Any, Any], jax.Array],
+    batches: Iterable[Any],
+    *,
+    progress: bool = True,
+) -> tuple[PruningTrainState, jax.Array]:
+    """Trains on with the mask held.
+
+    Args:
+      state: a state with masks.
+      loss_fn: function (params, batch) -> scalar loss.
+      batches: batches in the order of training, pytrees of arrays of one shape.
+      progress: show a bar (tqdm, if it is installed) when it takes over a second.
+
+    Returns:
+      The state after one step on each batch, and the losses before each step.
+
+    Raises:
+      ValueError: if the state has no masks: prune first.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from prunadag_optax import linen
+      >>> state = linen.PruningTrainState.create(
+      ...     apply_fn=None, params=jnp.array([0.1, 2.0]), tx=optax.sgd(0.1)
+      ... ).prune(0.5)
+      >>> loss = lambda params, target: jnp.sum((params - target) ** 2)
+      >>> state, losses = linen.fine_tune(state, loss, [jnp.ones(2)] * 20)
+      >>> float(state.params[0]), bool(losses[-1] < losses[0])
+      (0.0, True)
+    """
+    if state.masks is None:
+        raise ValueError("state has no masks; call state.prune(sparsity) first.")
+
+    @jax.jit
+    def step(state, batch):
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, batch)
+        return state.apply_gradients(grads=grads), loss
+
+    losses = []
+    for batch in robustness.with_progress(batches, "fine-tuning", progress):
+        state, loss = step(state, batch)
+        losses.append(loss)
+    return state, jnp.asarray(losses)
