@@ -11,6 +11,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -203,9 +204,9 @@ def target_count(relevant: Any, size: int) -> int | jax.Array:
 
 
 def adagrad_ratio(
-    gradient: jax.Array, weight: jax.Array, learning_rate: float | jax.Array
+    gradient: jax.Array, weight: jax.Array, learning_rate: chex.Numeric
 ) -> jax.Array:
-    """Eta g / w^O of one leaf: the optimisable step up to its sign.
+    """The optimisable step of one leaf up to its sign, eta g / w^O.
 
     The classification compares its magnitude with the bounds a and b, and the step (10)
     takes it, so both call this function.
@@ -218,7 +219,7 @@ def adagrad_ratio(
     Returns:
       Array of the same shape, in at least float32, in units of the parameter.
     """
-    return learning_rate * (working(gradient) / working(weight))
+    return jnp.asarray(learning_rate * (working(gradient) / working(weight)))
 
 
 def _norm(values, masks) -> jax.Array:
@@ -267,9 +268,9 @@ def classify(
     params: optax.Params,
     weight: Any,
     *,
-    relevant: float | int | jax.Array = 0.1,
-    decrease: float | jax.Array = 1.0,
-    learning_rate: float | jax.Array = 1.0,
+    relevant: chex.Numeric = 0.1,
+    decrease: chex.Numeric = 1.0,
+    learning_rate: chex.Numeric = 1.0,
     variant: str | Bounds = "v3",
     relevance: str | Callable[[Any, Any], Any] = "gradient",
     scope: str = "global",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -106,7 +107,7 @@ class PruningTrainState(train_state.TrainState):
 
     def prune(
         self,
-        sparsity: float | jax.Array,
+        sparsity: chex.Numeric,
         *,
         scope: str = "global",
         where: masks_lib.Where | None = None,

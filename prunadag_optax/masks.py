@@ -8,6 +8,7 @@ beside the parameters; nothing here changes a parameter in place.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,7 +21,7 @@ Where = Callable[[tuple[Any, ...], jax.Array], bool]
 
 def magnitude_mask(
     params: optax.Params,
-    sparsity: float | jax.Array,
+    sparsity: chex.Numeric,
     *,
     scope: str = "global",
     where: Where | None = None,
@@ -282,7 +283,7 @@ def nonzero(x: jax.Array) -> jax.Array:
 
 def prune(
     params: optax.Params,
-    sparsity: float | jax.Array,
+    sparsity: chex.Numeric,
     *,
     scope: str = "global",
     where: Where | None = None,

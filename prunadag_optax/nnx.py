@@ -7,6 +7,7 @@ The model and the optimizer stay what they are; a `PruningMasks` object holds on
 
 from typing import Any
 
+import chex
 import jax
 import optax
 
@@ -90,7 +91,7 @@ class PruningMasks(nnx.Pytree):
     def prune(
         self,
         model: nnx.Module,
-        sparsity: float | jax.Array,
+        sparsity: chex.Numeric,
         *,
         scope: str = "global",
         where: masks_lib.Where | None = None,
@@ -166,7 +167,7 @@ class PruningMasks(nnx.Pytree):
 
 def prune(
     model: nnx.Module,
-    sparsity: float | jax.Array,
+    sparsity: chex.Numeric,
     *,
     wrt: nnx.filterlib.Filter = nnx.Param,
     scope: str = "global",

@@ -7,6 +7,7 @@ meet the schedules, the state and the conventions of optax, and nothing more.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -39,9 +40,9 @@ def scale_by_prunadag(
     *,
     variant: str | Bounds = "v3",
     relevance: str | Callable[[Any, Any], Any] = "gradient",
-    initial_weight: float | jax.Array = 0.01,
+    initial_weight: chex.Numeric = 0.01,
     decrease_schedule: optax.ScalarOrSchedule | None = None,
-    momentum: float | jax.Array | None = None,
+    momentum: chex.Numeric | None = None,
     scope: str = "global",
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -181,9 +182,9 @@ def prunadag(
     *,
     variant: str | Bounds = "v3",
     relevance: str | Callable[[Any, Any], Any] = "gradient",
-    initial_weight: float | jax.Array = 0.01,
+    initial_weight: chex.Numeric = 0.01,
     decrease_schedule: optax.ScalarOrSchedule | None = None,
-    momentum: float | jax.Array | None = None,
+    momentum: chex.Numeric | None = None,
     scope: str = "global",
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -295,7 +296,7 @@ def classification_at(
     variant: str | Bounds = "v3",
     relevance: str | Callable[[Any, Any], Any] = "gradient",
     decrease_schedule: optax.ScalarOrSchedule | None = None,
-    momentum: float | jax.Array | None = None,
+    momentum: chex.Numeric | None = None,
     scope: str = "global",
 ) -> Classification:
     """The classification that `update` would make from this state, for inspection.

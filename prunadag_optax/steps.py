@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -10,7 +11,7 @@ from prunadag_optax.classification import adagrad_ratio
 
 
 def optimisable_step(
-    gradients: Any, weight: Any, learning_rate: float | jax.Array = 1.0
+    gradients: Any, weight: Any, learning_rate: chex.Numeric = 1.0
 ) -> Any:
     r"""The Adagrad step on the optimisable components, equation (10).
 

@@ -7,6 +7,7 @@ and (16) of the article).
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,7 +15,7 @@ import optax
 from prunadag_optax._precision import working
 
 
-def initial(params: optax.Params, value: float | jax.Array, dtype: Any = None) -> Any:
+def initial(params: optax.Params, value: chex.Numeric, dtype: Any = None) -> Any:
     """Weights before the first iteration, w_{-1} = zeta in every component.
 
     Args:
