@@ -1,5 +1,6 @@
 """prunAdag for JAX: train once, choose the sparsity afterwards."""
 
+from prunadag_optax import export as export
 from prunadag_optax import masks as masks
 from prunadag_optax import plotting as plotting
 from prunadag_optax import robustness as robustness
@@ -18,6 +19,7 @@ __all__ = [
     "ScaleByPrunadagState",
     "capped",
     "classify",
+    "export",
     "kth_largest_magnitude",
     "masks",
     "plotting",

@@ -7,7 +7,6 @@ package of that name, in the extra `flax`); `save_sparse` writes, with NumPy alo
 deflated .npz with a bit for each weight and the weights that are not zero.
 """
 
-import dataclasses
 import json
 import math
 import pathlib
@@ -23,8 +22,7 @@ import numpy as np
 import optax
 from jax.experimental import sparse
 
-from prunadag_optax import masks
-from prunadag_optax.robustness import _to_csv, _to_text
+from prunadag_optax import _tables, masks
 
 # What files hold: safetensors' name of each dtype, and NumPy's. A dtype that NumPy only
 # knows through ml_dtypes (bfloat16) is in the .npz as its bits.
@@ -39,27 +37,13 @@ _HEADER = "prunadag_optax"
 _FORMAT = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class FileSizes:
+class FileSizes(_tables.Table):
     """One row a file, from `file_sizes`.
 
     Attributes:
       columns: "file", what was written; "bytes", its size; "ratio", that size over the
         size of the dense file of the parameters as trained.
     """
-
-    columns: dict[str, list[Any]]
-
-    def to_dict(self) -> dict[str, list[Any]]:
-        """The columns by name."""
-        return {name: list(column) for name, column in self.columns.items()}
-
-    def to_csv(self, path: str | pathlib.Path | None = None) -> str:
-        """The table as CSV text, also written to `path` when one is given."""
-        return _to_csv(self.to_dict(), path)
-
-    def __str__(self) -> str:
-        return _to_text(self.to_dict())
 
 
 def save_dense(params: optax.Params, path: str | pathlib.Path) -> None:

@@ -1,8 +1,6 @@
 """How much a model loses when it is pruned: curves, errors, and a table by leaf."""
 
-import csv
 import dataclasses
-import io
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prunadag_optax import _validation, masks
+from prunadag_optax import _tables, _validation, masks
 from prunadag_optax.prunadag import ScaleByPrunadagState, classification_at
 
 
@@ -44,7 +42,7 @@ class PruningCurve:
 
     def to_csv(self, path: str | pathlib.Path | None = None) -> str:
         """The table as CSV text, also written to `path` when one is given."""
-        return _to_csv(self.to_dict(), path)
+        return _tables.to_csv(self.to_dict(), path)
 
     def plot(self, ax: Any = None, **kwargs: Any) -> Any:
         """Draws the curve; see `prunadag_optax.plotting.plot_curves`."""
@@ -53,7 +51,7 @@ class PruningCurve:
         return plotting.plot_curves(self, ax=ax, **kwargs)
 
     def __str__(self) -> str:
-        return _to_text(self.to_dict())
+        return _tables.to_text(self.to_dict())
 
 
 class PruningError(NamedTuple):
@@ -68,8 +66,7 @@ class PruningError(NamedTuple):
     omega: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
+class Summary(_tables.Table):
     """One row a leaf, then a total, from `summary`.
 
     Attributes:
@@ -77,24 +74,11 @@ class Summary:
         were given, "optimisable", the share of the leaf's components in O_k.
     """
 
-    columns: dict[str, list[Any]]
-
-    def to_dict(self) -> dict[str, list[Any]]:
-        """The columns by name."""
-        return {name: list(column) for name, column in self.columns.items()}
-
-    def to_csv(self, path: str | pathlib.Path | None = None) -> str:
-        """The table as CSV text, also written to `path` when one is given."""
-        return _to_csv(self.to_dict(), path)
-
     def plot(self, ax: Any = None) -> Any:
         """Draws the table; see `prunadag_optax.plotting.plot_summary`."""
         from prunadag_optax import plotting
 
         return plotting.plot_summary(self, ax=ax)
-
-    def __str__(self) -> str:
-        return _to_text(self.to_dict())
 
 
 def pruning_curve(
@@ -356,35 +340,3 @@ def with_progress(items: Iterable[Any], label: str, progress: bool) -> Iterable[
         return items
     # `disable=None`: no bar where the output is not a terminal.
     return tqdm(items, desc=label, delay=1.0, leave=False, disable=None)
-
-
-def _to_csv(columns: dict[str, list[Any]], path: str | pathlib.Path | None) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    if path is not None:
-        pathlib.Path(path).write_text(buffer.getvalue())
-    return buffer.getvalue()
-
-
-def _to_text(columns: dict[str, list[Any]]) -> str:
-    """Columns as aligned text: text to the left, numbers to the right."""
-    cells = {name: _cells(name, column) for name, column in columns.items()}
-    lines = []
-    for row in zip(*cells.values(), strict=True):
-        lines.append("  ".join(row).rstrip())
-    return "\n".join(lines)
-
-
-def _cells(name: str, column: list[Any]) -> list[str]:
-    if name == "sparsity" and all(v == round(v, 3) for v in column):
-        # Sparsities that were asked for: as many digits as they have.
-        digits = max(len(str(round(v, 3)).partition(".")[2]) for v in column)
-        texts = [f"{v:.{digits}f}" for v in column]
-    else:
-        texts = [f"{v:.4f}" if isinstance(v, float) else str(v) for v in column]
-    width = max(map(len, [name, *texts]))
-    if isinstance(column[0], str):
-        return [text.ljust(width) for text in [name, *texts]]
-    return [text.rjust(width) for text in [name, *texts]]
