@@ -38,6 +38,22 @@ def check_not_lower(sparsity: Any, held: Any) -> None:
         )
 
 
+def where_held(where: masks.Where | None, held: Any) -> masks.Where | None:
+    """The predicate to prune again with: as given, else the leaves that have masks.
+
+    Args:
+      where: predicate (path, leaf) -> bool, or None.
+      held: the masks held, or None.
+
+    Returns:
+      A predicate, or None where both are None.
+    """
+    if where is not None or held is None:
+        return where
+    paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(held)}
+    return lambda path, leaf: path in paths
+
+
 def masks_on_schedule(
     params: Any,
     held: Any,
@@ -66,7 +82,7 @@ def masks_on_schedule(
       ValueError: if `every` is not at least 1.
     """
     _validation.check_scalar("every", every, least=1)
-    where = masks.where_held(where, held)
+    where = where_held(where, held)
     if held is None:
         held = masks.magnitude_mask(params, 0.0, scope=scope, where=where)
 

@@ -232,3 +232,42 @@ def check_same_shapes(
                 f"{prefix}{name}{where} and {other_name}{where} must have the same "
                 f"shape; got {jnp.shape(leaf)} and {jnp.shape(other_leaf)}."
             )
+
+
+def check_mask(mask: Any, params: optax.Params) -> None:
+    """Raises a ValueError unless `mask` fits `params`.
+
+    Args:
+      mask: pytree of bool arrays and Nones.
+      params: pytree of arrays.
+
+    Raises:
+      ValueError: naming the first leaf that is missing, of another shape, or not bool.
+    """
+    treedef = jax.tree.structure(mask, is_leaf=lambda leaf: leaf is None)
+    paths = jax.tree_util.tree_leaves_with_path(mask, is_leaf=lambda leaf: leaf is None)
+    try:
+        parts = treedef.flatten_up_to(params)
+        for (_, keep), part in zip(paths, parts, strict=True):
+            if keep is not None and not jax.tree_util.all_leaves([part]):
+                raise ValueError("one array where params have a tree")
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "mask must have the tree structure of params, with None for leaves that "
+            f"are not prunable; got {jax.tree.structure(mask)} for "
+            f"{jax.tree.structure(params)}."
+        ) from error
+    for (path, keep), part in zip(paths, parts, strict=True):
+        if keep is None:
+            continue
+        name = f"mask{jax.tree_util.keystr(path)}"
+        if jnp.result_type(keep) != jnp.bool_:
+            raise ValueError(
+                f"{name} must be bool (True = keep) or None; got dtype "
+                f"{jnp.result_type(keep)}."
+            )
+        if jnp.shape(keep) != jnp.shape(part):
+            raise ValueError(
+                f"{name} must have the shape {jnp.shape(part)} of its parameter; got "
+                f"{jnp.shape(keep)}."
+            )

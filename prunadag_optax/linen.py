@@ -18,7 +18,7 @@ except ImportError as error:
 
 from prunadag_optax import masks as masks_lib
 from prunadag_optax import robustness
-from prunadag_optax._pruning import check_not_lower, masks_on_schedule
+from prunadag_optax._pruning import check_not_lower, masks_on_schedule, where_held
 
 
 class PruningTrainState(train_state.TrainState):
@@ -134,7 +134,7 @@ class PruningTrainState(train_state.TrainState):
             self._trained,
             sparsity,
             scope=scope,
-            where=masks_lib.where_held(where, self.masks),
+            where=where_held(where, self.masks),
             previous=self.masks,
         )
         return self._with_trained(params).replace(masks=masks)

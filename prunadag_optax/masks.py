@@ -74,7 +74,7 @@ def magnitude_mask(
         _validation.check_real_leaf("params", *paths_leaves[i])
     held: list[Any] = [None] * len(paths_leaves)
     if previous is not None:
-        check_mask(previous, params)
+        _validation.check_mask(previous, params)
         held = treedef.flatten_up_to(previous)
     masks = list(held)
     groups = [chosen] if scope == "global" else [[i] for i in chosen]
@@ -92,22 +92,6 @@ def _pruned_count(sparsity: Any, size: int) -> Any:
         fraction = jnp.clip(sparsity, 0, 1)
         return jnp.round(fraction * size).astype(selection.count_dtype(size))
     return round(float(sparsity) * size)
-
-
-def where_held(where: Where | None, held: Any) -> Where | None:
-    """The predicate to prune again with: as given, else the leaves that have masks.
-
-    Args:
-      where: predicate (path, leaf) -> bool, or None.
-      held: the masks held, or None.
-
-    Returns:
-      A predicate, or None where both are None.
-    """
-    if where is not None or held is None:
-        return where
-    paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(held)}
-    return lambda path, leaf: path in paths
 
 
 def n_m_mask(
@@ -172,45 +156,6 @@ def _map(function: Callable[..., Any], mask: Any, *trees: Any) -> Any:
     return jax.tree.map(function, mask, *trees, is_leaf=lambda leaf: leaf is None)
 
 
-def check_mask(mask: Any, params: optax.Params) -> None:
-    """Raises a ValueError unless `mask` fits `params`.
-
-    Args:
-      mask: pytree of bool arrays and Nones.
-      params: pytree of arrays.
-
-    Raises:
-      ValueError: naming the first leaf that is missing, of another shape, or not bool.
-    """
-    treedef = jax.tree.structure(mask, is_leaf=lambda leaf: leaf is None)
-    paths = jax.tree_util.tree_leaves_with_path(mask, is_leaf=lambda leaf: leaf is None)
-    try:
-        parts = treedef.flatten_up_to(params)
-        for (_, keep), part in zip(paths, parts, strict=True):
-            if keep is not None and not jax.tree_util.all_leaves([part]):
-                raise ValueError("one array where params have a tree")
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            "mask must have the tree structure of params, with None for leaves that "
-            f"are not prunable; got {jax.tree.structure(mask)} for "
-            f"{jax.tree.structure(params)}."
-        ) from error
-    for (path, keep), part in zip(paths, parts, strict=True):
-        if keep is None:
-            continue
-        name = f"mask{jax.tree_util.keystr(path)}"
-        if jnp.result_type(keep) != jnp.bool_:
-            raise ValueError(
-                f"{name} must be bool (True = keep) or None; got dtype "
-                f"{jnp.result_type(keep)}."
-            )
-        if jnp.shape(keep) != jnp.shape(part):
-            raise ValueError(
-                f"{name} must have the shape {jnp.shape(part)} of its parameter; got "
-                f"{jnp.shape(keep)}."
-            )
-
-
 def apply_mask(params: optax.Params, mask: Any) -> Any:
     r"""The parameters with every pruned weight at exactly zero.
 
@@ -234,7 +179,7 @@ def apply_mask(params: optax.Params, mask: Any) -> Any:
       >>> masks.apply_mask(jnp.array([1.0, -2.0]), jnp.array([True, False]))
       Array([1., 0.], dtype=float32)
     """
-    check_mask(mask, params)
+    _validation.check_mask(mask, params)
     return _map(
         lambda keep, x: x if keep is None else jnp.where(keep, x, jnp.zeros_like(x)),
         mask,
@@ -362,7 +307,7 @@ def keep_pruned(
         tree = mask(params) if callable(mask) else mask
         # tree.map_params calls init with a placeholder, which has no leaves to check.
         if jax.tree.leaves(params):
-            check_mask(tree, params)
+            _validation.check_mask(tree, params)
         # A copy: donating the state must not delete the caller's mask.
         return KeepPrunedState(jax.tree.map(jnp.array, tree))
 

@@ -19,7 +19,7 @@ except ImportError as error:
     ) from error
 
 from prunadag_optax import masks as masks_lib
-from prunadag_optax._pruning import check_not_lower, masks_on_schedule
+from prunadag_optax._pruning import check_not_lower, masks_on_schedule, where_held
 
 
 class PruningMask(nnx.Variable):
@@ -113,7 +113,7 @@ class PruningMasks(nnx.Pytree):
             self._params(model),
             sparsity,
             scope=scope,
-            where=masks_lib.where_held(where, held),
+            where=where_held(where, held),
             previous=held,
         )
         nnx.update(model, params)

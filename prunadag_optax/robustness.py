@@ -250,7 +250,7 @@ def summary(
     if mask is None:
         kept = [jnp.sum(masks.nonzero(x)) for x in jax.tree.leaves(params)]
     else:
-        masks.check_mask(mask, params)
+        _validation.check_mask(mask, params)
         kept = jax.tree.leaves(
             jax.tree.map(
                 lambda keep, x: jnp.size(x) if keep is None else jnp.sum(keep),
