@@ -102,14 +102,15 @@ def optimizers(steps: int) -> dict[str, optax.GradientTransformation]:
             ),
         )
 
-    return {"Adam": optax.adam(1e-3)} | {
-        f"prunAdag, {100 * kept:.0f}% relevant": recipe(kept) for kept in (0.2, 0.05)
-    }
+    methods: dict[str, Any] = {"Adam": optax.adam(1e-3)}
+    for kept in (0.2, 0.05):
+        methods[f"prunAdag, {100 * kept:.0f}% relevant"] = recipe(kept)
+    return methods
 
 
 @jax.jit
-def train_step(state: TrainState, x: jax.Array, y: jax.Array) -> TrainState:
-    """One step on a minibatch of images [batch, 784] and labels [batch]."""
+def train_step(state: TrainState, x: jax.Array, y: jax.Array) -> Any:
+    """The state after a step on images, [batch, 784], and labels, [batch]."""
 
     def loss_fn(params):
         logits, new = state.apply_fn(
@@ -125,10 +126,9 @@ def train_step(state: TrainState, x: jax.Array, y: jax.Array) -> TrainState:
 def train(tx, images, labels, *, seed: int, epochs: int, bar: tqdm) -> TrainState:
     """Trains from the start, and on the order of minibatches, that the seed gives."""
     start, *keys = jax.random.split(jax.random.key(seed), epochs + 1)
-    state = TrainState.create(
+    state: Any = TrainState.create(
         apply_fn=MODEL.apply, tx=tx, **MODEL.init(start, images[:1])
     )
-
     for key in keys:
         order = jax.random.permutation(key, len(images))
         for batch in order[: len(images) // BATCH * BATCH].reshape(-1, BATCH):
@@ -183,9 +183,7 @@ def plot(values: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:
     """Mean accuracy against sparsity, the range over seeds shaded."""
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     percent = 100 * np.asarray(SPARSITIES)
-    for color, (name, rows) in zip(
-        ("tab:gray", "tab:blue"), values.items(), strict=True
-    ):
+    for color, (name, rows) in zip(COLORS, values.items(), strict=True):
         for style, (statistics, runs) in zip(("o--", "s-"), rows.items(), strict=True):
             ax.plot(
                 percent,
