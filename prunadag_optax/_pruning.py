@@ -86,6 +86,9 @@ def masks_on_schedule(
     if held is None:
         held = masks.magnitude_mask(params, 0.0, scope=scope, where=where)
 
+    # Signed: nnx.Optimizer counts in uint32, where a schedule's step - begin wraps.
+    step = jnp.asarray(step, jnp.int32)
+
     def pruned(params, held):
         sparsity = jnp.asarray(schedule(step), jnp.float32)
         return masks.prune(params, sparsity, scope=scope, where=where, previous=held)
@@ -93,4 +96,4 @@ def masks_on_schedule(
     def unchanged(params, held):
         return params, held
 
-    return jax.lax.cond(jnp.asarray(step) % every == 0, pruned, unchanged, params, held)
+    return jax.lax.cond(step % every == 0, pruned, unchanged, params, held)

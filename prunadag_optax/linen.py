@@ -1,7 +1,7 @@
 """flax.linen: a training state that holds pruning masks (needs the extra `flax`)."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import chex
 import jax
@@ -73,7 +73,7 @@ class PruningTrainState(train_state.TrainState):
             return state
         return state._with_trained(masks_lib.apply_mask(state._trained, state.masks))
 
-    def apply_gradients(self, *, grads: Any, **extra: Any) -> "PruningTrainState":
+    def apply_gradients(self, *, grads: Any, **extra: Any) -> Self:
         """One step of the optimizer, with pruned weights held at zero.
 
         Args:
@@ -111,7 +111,7 @@ class PruningTrainState(train_state.TrainState):
         *,
         scope: str = "global",
         where: masks_lib.Where | None = None,
-    ) -> "PruningTrainState":
+    ) -> Self:
         """Prunes by magnitude; what was pruned before stays pruned.
 
         `prune(0.0)` sets masks that keep everything: a compiled step that starts from
@@ -146,7 +146,7 @@ class PruningTrainState(train_state.TrainState):
         every: int = 1,
         scope: str = "global",
         where: masks_lib.Where | None = None,
-    ) -> "PruningTrainState":
+    ) -> Self:
         """Prunes to `schedule(step)` at every so many steps, inside a compiled step.
 
         Args:
@@ -222,7 +222,7 @@ class PruningTrainState(train_state.TrainState):
         params: Any = self.params
         return params["params"] if _has_overwritten(params) else params
 
-    def _with_trained(self, trained: Any) -> "PruningTrainState":
+    def _with_trained(self, trained: Any) -> Self:
         params: Any = self.params
         if _has_overwritten(params):
             trained = {**params, "params": trained}
@@ -234,13 +234,16 @@ def _has_overwritten(tree: Any) -> bool:
     return isinstance(tree, Mapping) and OVERWRITE_WITH_GRADIENT in tree
 
 
+State = TypeVar("State", bound=PruningTrainState)
+
+
 def fine_tune(
-    state: PruningTrainState,
+    state: State,
     loss_fn: Callable[[Any, Any], jax.Array],
     batches: Iterable[Any],
     *,
     progress: bool = True,
-) -> tuple[PruningTrainState, jax.Array]:
+) -> tuple[State, jax.Array]:
     """Trains on with the mask held.
 
     Args:

@@ -116,8 +116,8 @@ class PruningMasks(nnx.Pytree):
             where=where_held(where, held),
             previous=held,
         )
+        self._store(masks)
         nnx.update(model, params)
-        nnx.update(self.masks, masks)
 
     def prune_on_schedule(
         self,
@@ -147,8 +147,8 @@ class PruningMasks(nnx.Pytree):
             scope=scope,
             where=None,
         )
+        self._store(masks)
         nnx.update(model, params)
-        nnx.update(self.masks, masks)
 
     def finalised(self, model: nnx.Module) -> Any:
         """The model's plain parameters to ship, pruned weights at +0.0.
@@ -160,6 +160,19 @@ class PruningMasks(nnx.Pytree):
           nnx.State of arrays, those that `wrt` selects.
         """
         return masks_lib.finalise(self._params(model), self.tree())
+
+    def _store(self, masks: Any) -> None:
+        held, new = jax.tree.structure(self.tree()), jax.tree.structure(masks)
+        if held != new:
+            raise ValueError(
+                "where must choose the parameters that have masks already; got masks "
+                f"for {new}, held are {held}. Make new masks with `prune`."
+            )
+        variables = jax.tree.leaves(
+            self.masks, is_leaf=lambda node: isinstance(node, PruningMask)
+        )
+        for variable, mask in zip(variables, jax.tree.leaves(masks), strict=True):
+            variable.set_value(mask)
 
     def _params(self, model: nnx.Module) -> Any:
         return nnx.as_pure(nnx.state(model, self.wrt))

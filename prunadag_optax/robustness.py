@@ -335,7 +335,7 @@ def with_progress(items: Iterable[Any], label: str, progress: bool) -> Iterable[
     if not progress:
         return items
     try:
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
     except ImportError:
         return items
     # `disable=None`: no bar where the output is not a terminal.

@@ -44,13 +44,15 @@ def cubic_sparsity(
     _validation.check_scalar("initial", initial, least=0, most=final)
     _validation.check_scalar("begin", begin, least=0)
     _validation.check_scalar("end", end, above=begin)
-    return optax.polynomial_schedule(
+    cubic = optax.polynomial_schedule(
         init_value=initial,
         end_value=final,
         power=3,
         transition_begin=begin,
         transition_steps=end - begin,
     )
+    # Signed: an unsigned count minus `begin` would wrap.
+    return lambda count: cubic(jnp.asarray(count, jnp.int32))
 
 
 def one_shot_sparsity(sparsity: float, *, step: int) -> optax.Schedule:
