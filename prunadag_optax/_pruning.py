@@ -9,16 +9,18 @@ from jax.core import Tracer
 
 from prunadag_optax import _validation, masks
 
-# Sparsities are float32 quotients of counts; the next lower count is further away.
-_ROUNDING = 1e-6
 
-
-def check_not_lower(sparsity: Any, held: Any) -> None:
+def check_not_lower(
+    params: Any, sparsity: Any, held: Any, scope: str, where: masks.Where | None
+) -> None:
     """Raises a ValueError if less is to be pruned than is pruned already.
 
     Args:
+      params: pytree of parameters.
       sparsity: share to prune. An array is not looked at: it may be traced.
       held: the masks held, or None.
+      scope: "global" or "leaf".
+      where: predicate (path, leaf) -> bool for the leaves to prune; None: all.
 
     Raises:
       ValueError: naming both sparsities.
@@ -26,15 +28,44 @@ def check_not_lower(sparsity: Any, held: Any) -> None:
     if held is None or _validation.is_scalar_array(sparsity):
         return
     _validation.check_scalar("sparsity", sparsity, least=0, most=1)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(held)):
+    _validation.check_mask(held, params)
+    paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    chosen = [
+        (leaf.size, mask)
+        for (path, leaf), mask in zip(
+            paths_leaves, treedef.flatten_up_to(held), strict=True
+        )
+        if where is None or where(path, leaf)
+    ]
+    if any(isinstance(mask, Tracer) for _, mask in chosen):
         return
-    size = sum(leaf.size for leaf in jax.tree.leaves(held))
-    current = float(masks.sparsity(held))
-    if round(sparsity * size) < round(current * size) - _ROUNDING * size:
+    sizes = [size for size, _ in chosen]
+    groups = [sum(sizes)] if scope == "global" else sizes
+    wanted = sum(round(float(sparsity) * size) for size in groups)
+    pruned = sum(size - int(mask.sum()) for size, mask in chosen if mask is not None)
+    if wanted < pruned:
         raise ValueError(
-            f"sparsity must be at least {current:.6g}, what is pruned already; got "
-            f"{sparsity!r}. Pruned weights are gone: go back to a checkpoint from "
-            "before pruning."
+            f"sparsity must be at least {pruned / sum(sizes):.6g}, what is pruned "
+            f"already; got {sparsity!r}. Pruned weights are gone: go back to a "
+            "checkpoint from before pruning."
+        )
+
+
+def check_same_choice(new: Any, held: Any) -> None:
+    """Raises a ValueError unless new masks are for the leaves that have masks.
+
+    Args:
+      new: pytree of masks, or of their shapes.
+      held: pytree of the masks held.
+
+    Raises:
+      ValueError: naming both structures.
+    """
+    structure, held_structure = jax.tree.structure(new), jax.tree.structure(held)
+    if structure != held_structure:
+        raise ValueError(
+            "where must choose the parameters that have masks already; got masks for "
+            f"{structure}, held are {held_structure}. Make new masks with `prune`."
         )
 
 
@@ -86,6 +117,13 @@ def masks_on_schedule(
     if held is None:
         held = masks.magnitude_mask(params, 0.0, scope=scope, where=where)
 
+    check_same_choice(
+        jax.eval_shape(
+            lambda tree: masks.magnitude_mask(tree, 0.0, scope=scope, where=where),
+            params,
+        ),
+        held,
+    )
     # Signed: nnx.Optimizer counts in uint32, where a schedule's step - begin wraps.
     step = jnp.asarray(step, jnp.int32)
 

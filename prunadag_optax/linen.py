@@ -27,7 +27,8 @@ class PruningTrainState(train_state.TrainState):
     While a mask is held, pruned weights are exactly zero after every step, whatever the
     optimizer: gradients are masked before `tx.update`, so that clipping norms and
     moments see live weights only, and parameters after it, so that momentum and weight
-    decay change nothing.
+    decay change nothing. What the optimizer had accumulated for a weight before it was
+    pruned stays in its state and fades there.
 
     Attributes:
       masks: pytree of bool like the trained parameters (True = keep, None for leaves
@@ -71,6 +72,8 @@ class PruningTrainState(train_state.TrainState):
         state = super().create(apply_fn=apply_fn, params=params, tx=tx, **kwargs)
         if state.masks is None:
             return state
+        # A copy: donating the state must not delete the caller's masks.
+        state = state.replace(masks=jax.tree.map(jnp.array, state.masks))
         return state._with_trained(masks_lib.apply_mask(state._trained, state.masks))
 
     def apply_gradients(self, *, grads: Any, **extra: Any) -> Self:
@@ -91,8 +94,12 @@ class PruningTrainState(train_state.TrainState):
         trained_grads = grads["params"] if overwritten else grads
         if self.masks is not None:
             trained_grads = masks_lib.apply_mask(trained_grads, self.masks)
-        update = optax.with_extra_args_support(self.tx).update
-        updates, opt_state = update(
+        tx = self.tx
+        if isinstance(tx, optax.GradientTransformation):
+            # Those that take no extra arguments ignore them. optax.MultiSteps, which
+            # is none, hands them on.
+            tx = optax.with_extra_args_support(tx)
+        updates, opt_state = tx.update(
             trained_grads, self.opt_state, self._trained, **extra
         )
         trained = optax.apply_updates(self._trained, updates)
@@ -129,13 +136,10 @@ class PruningTrainState(train_state.TrainState):
         Raises:
           ValueError: if `sparsity` is outside [0, 1] or below what is pruned already.
         """
-        check_not_lower(sparsity, self.masks)
+        where = where_held(where, self.masks)
+        check_not_lower(self._trained, sparsity, self.masks, scope, where)
         params, masks = masks_lib.prune(
-            self._trained,
-            sparsity,
-            scope=scope,
-            where=where_held(where, self.masks),
-            previous=self.masks,
+            self._trained, sparsity, scope=scope, where=where, previous=self.masks
         )
         return self._with_trained(params).replace(masks=masks)
 
@@ -202,12 +206,23 @@ class PruningTrainState(train_state.TrainState):
         Args:
           metric_fn: function params -> scalar or mapping of names to scalars.
           sparsities: shares to prune, each in [0, 1].
-          **kwargs: further arguments of `robustness.pruning_curve`.
+          **kwargs: further arguments of `robustness.pruning_curve`; `where` is by
+            default the leaves that have masks, or all.
 
         Returns:
           The `PruningCurve`.
         """
-        return robustness.pruning_curve(metric_fn, self.params, sparsities, **kwargs)
+        # fp8's own parameters are not pruned, but the model needs them.
+        whole = lambda trained: self._with_trained(trained).params  # noqa: E731
+        kwargs.setdefault("where", where_held(None, self.masks))
+        recalibrate = kwargs.pop("recalibrate", None) or (lambda params, _: params)
+        return robustness.pruning_curve(
+            metric_fn,
+            self._trained,
+            sparsities,
+            recalibrate=lambda trained, sparsity: recalibrate(whole(trained), sparsity),
+            **kwargs,
+        )
 
     def finalised(self) -> Any:
         """The plain parameters to ship, pruned weights at +0.0."""

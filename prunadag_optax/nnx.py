@@ -19,7 +19,12 @@ except ImportError as error:
     ) from error
 
 from prunadag_optax import masks as masks_lib
-from prunadag_optax._pruning import check_not_lower, masks_on_schedule, where_held
+from prunadag_optax._pruning import (
+    check_not_lower,
+    check_same_choice,
+    masks_on_schedule,
+    where_held,
+)
 
 
 class PruningMask(nnx.Variable):
@@ -107,14 +112,11 @@ class PruningMasks(nnx.Pytree):
         Raises:
           ValueError: if `sparsity` is outside [0, 1] or below what is pruned already.
         """
-        held = self.tree()
-        check_not_lower(sparsity, held)
+        held, params = self.tree(), self._params(model)
+        where = where_held(where, held)
+        check_not_lower(params, sparsity, held, scope, where)
         params, masks = masks_lib.prune(
-            self._params(model),
-            sparsity,
-            scope=scope,
-            where=where_held(where, held),
-            previous=held,
+            params, sparsity, scope=scope, where=where, previous=held
         )
         self._store(masks)
         nnx.update(model, params)
@@ -162,12 +164,7 @@ class PruningMasks(nnx.Pytree):
         return masks_lib.finalise(self._params(model), self.tree())
 
     def _store(self, masks: Any) -> None:
-        held, new = jax.tree.structure(self.tree()), jax.tree.structure(masks)
-        if held != new:
-            raise ValueError(
-                "where must choose the parameters that have masks already; got masks "
-                f"for {new}, held are {held}. Make new masks with `prune`."
-            )
+        check_same_choice(masks, self.tree())
         variables = jax.tree.leaves(
             self.masks, is_leaf=lambda node: isinstance(node, PruningMask)
         )

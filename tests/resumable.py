@@ -1,0 +1,155 @@
+"""A training run that goes on from its latest checkpoint, whenever it was killed.
+
+    python -m tests.resumable CHECKPOINTS RESULT --api linen
+
+trains a small network on digits with prunAdag, prunes it on a schedule, saves every few
+steps and writes all that training changes to RESULT (npz) at the end. It prints the
+step that it starts from and the sparsity there. The batch is a function of the step
+alone, so that a checkpoint needs no place in the data.
+"""
+
+import argparse
+import functools
+import pathlib
+import time
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from sklearn.datasets import load_digits
+
+from prunadag_optax import masks, prunadag
+from prunadag_optax import nnx as pruning_nnx
+from prunadag_optax.linen import PruningTrainState
+from prunadag_optax.methods.gradual_pruning import cubic_sparsity
+
+STEPS = 48
+EVERY = 6  # steps from one checkpoint to the next
+BATCH = 64
+SPARSITY = cubic_sparsity(0.8, begin=0, end=40)
+TX = optax.chain(
+    optax.clip_by_global_norm(1.0), prunadag(0.05, relevant=0.1, momentum=0.9)
+)
+MODEL = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(16)])
+
+
+def kernels(path, leaf):
+    del path
+    return leaf.ndim > 1
+
+
+def mean_loss(logits, labels):
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return loss.mean()
+
+
+def start_linen(seed=0):
+    """The state before the first step, and the step: (state, x, y) -> state."""
+    params = jax.jit(MODEL.init)(jax.random.key(seed), jnp.ones((1, 64)))["params"]
+    state = PruningTrainState.create(apply_fn=MODEL.apply, params=params, tx=TX)
+
+    @jax.jit
+    def step(state, x, y):
+        def loss(params):
+            return mean_loss(state.apply_fn({"params": params}, x), y)
+
+        state = state.apply_gradients(grads=jax.grad(loss)(state.params))
+        return state.prune_on_schedule(SPARSITY, every=3)
+
+    return state.prune(0.0, where=kernels), step
+
+
+def start_nnx(seed=0):
+    """As `start_linen`; the state is the nnx.State of model, optimizer and masks."""
+    rngs = nnx.Rngs(seed)
+    model = nnx.Sequential(
+        nnx.Linear(64, 32, rngs=rngs), nnx.relu, nnx.Linear(32, 16, rngs=rngs)
+    )
+    optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
+    pruning = pruning_nnx.prune(model, 0.0, where=kernels)
+    graphdef, state = nnx.split(
+        {"model": model, "optimizer": optimizer, "pruning": pruning}
+    )
+
+    @jax.jit
+    def step(state, x, y):
+        parts = nnx.merge(graphdef, state)
+        model, optimizer = parts["model"], parts["optimizer"]
+        grads = nnx.grad(lambda model: mean_loss(model(x), y))(model)
+        parts["pruning"].update(optimizer, model, grads)
+        parts["pruning"].prune_on_schedule(
+            model, optimizer.step[...], SPARSITY, every=3
+        )
+        return nnx.state(parts)
+
+    return state, step
+
+
+START = {"linen": start_linen, "nnx": start_nnx}
+
+
+def masks_of(state):
+    """The masks in a state of either API."""
+    return state["pruning"] if isinstance(state, nnx.State) else state.masks
+
+
+@functools.cache
+def digits():
+    return load_digits(return_X_y=True)
+
+
+def batch_at(step):
+    """The batch of a step, the same in every run."""
+    x, y = digits()
+    chosen = np.random.default_rng(step).choice(len(x), BATCH, replace=False)
+    return (x[chosen] / 16).astype(np.float32), y[chosen].astype(np.int32)
+
+
+def manager_of(directory):
+    options = ocp.CheckpointManagerOptions(max_to_keep=3)
+    return ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=options)
+
+
+def train(directory, api, pause=0.0):
+    """Trains from the latest checkpoint in the directory, or from the start.
+
+    Args:
+      directory: of the checkpoints.
+      api: "linen" or "nnx".
+      pause: seconds to wait after each step.
+
+    Returns:
+      The state after `STEPS` steps.
+    """
+    state, step = START[api]()
+    with manager_of(directory) as manager:
+        done = manager.latest_step() or 0
+        if done:
+            state = manager.restore(done, args=ocp.args.StandardRestore(state))
+        print(done, masks.sparsity(masks_of(state)), flush=True)
+        for number in range(done, STEPS):
+            state = step(state, *batch_at(number))
+            if (number + 1) % EVERY == 0:
+                manager.save(number + 1, args=ocp.args.StandardSave(state))
+            time.sleep(pause)
+    return state
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoints")
+    parser.add_argument("result")
+    parser.add_argument("--api", choices=START, default="linen")
+    parser.add_argument("--pause", type=float, default=0.0)
+    args = parser.parse_args()
+    state = train(args.checkpoints, args.api, args.pause)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    np.savez(args.result, **{jax.tree_util.keystr(p): leaf for p, leaf in leaves})
+
+
+if __name__ == "__main__":
+    main()
