@@ -123,8 +123,8 @@ class PruningTrainState(train_state.TrainState):
 
         `prune(0.0)` sets masks that keep everything: a compiled step that starts from
         them need not be compiled again when they change. Without `where` it is also the
-        template to restore a pruned state into: orbax drops the mask of a leaf for which
-        the template has none.
+        template to restore a pruned state into: orbax drops the mask of a leaf for
+        which the template has none.
 
         Args:
           sparsity: share of the prunable weights to be pruned afterwards, in [0, 1].
