@@ -183,9 +183,7 @@ def check_real_leaves(name: str, tree: optax.Params) -> None:
         check_real_leaf(name, path, leaf)
 
 
-def check_same_trees(
-    name: str, tree: Any, other_name: str, other: Any, prefix: str = ""
-) -> None:
+def check_same_trees(name: str, tree: Any, other_name: str, other: Any) -> None:
     """Raises a ValueError unless two trees agree in structure and in shapes.
 
     Args:
@@ -193,7 +191,6 @@ def check_same_trees(
       tree: its pytree of arrays.
       other_name: name of the second argument.
       other: its pytree of arrays.
-      prefix: what goes before the message.
 
     Raises:
       ValueError: naming both arguments and the first place where they differ.
@@ -201,15 +198,13 @@ def check_same_trees(
     structure, other_structure = jax.tree.structure(tree), jax.tree.structure(other)
     if structure != other_structure:
         raise ValueError(
-            f"{prefix}{name} and {other_name} must have the same tree structure; got "
+            f"{name} and {other_name} must have the same tree structure; got "
             f"{structure} and {other_structure}."
         )
-    check_same_shapes(name, tree, other_name, other, prefix)
+    check_same_shapes(name, tree, other_name, other)
 
 
-def check_same_shapes(
-    name: str, tree: Any, other_name: str, other: Any, prefix: str = ""
-) -> None:
+def check_same_shapes(name: str, tree: Any, other_name: str, other: Any) -> None:
     """Raises a ValueError where the leaves of two trees differ in shape.
 
     Args:
@@ -217,7 +212,6 @@ def check_same_shapes(
       tree: its pytree of arrays.
       other_name: name of the second argument.
       other: its pytree of arrays, with as many leaves.
-      prefix: what goes before the message.
 
     Raises:
       ValueError: naming both arguments and the first place where they differ.
@@ -229,7 +223,7 @@ def check_same_shapes(
         if jnp.shape(leaf) != jnp.shape(other_leaf):
             where = jax.tree_util.keystr(path)
             raise ValueError(
-                f"{prefix}{name}{where} and {other_name}{where} must have the same "
+                f"{name}{where} and {other_name}{where} must have the same "
                 f"shape; got {jnp.shape(leaf)} and {jnp.shape(other_leaf)}."
             )
 
