@@ -12,11 +12,10 @@ from prunadag_optax import selection
 
 
 def _ranks(leaves_and_held: tuple[list[jax.Array], list[Any]]) -> list[jax.Array]:
-    """Keys in the order of the magnitudes, with 0 for what is pruned already."""
+    """Keys in the order of the magnitudes, with -1 for what is pruned already."""
     leaves, held = leaves_and_held
-    # No overflow: the highest bit of a magnitude's key, the sign's, is 0.
     return [
-        key + 1 if keep is None else jnp.where(keep, key + 1, 0)
+        key if keep is None else jnp.where(keep, key, -1)
         for key, keep in zip(selection.magnitude_keys(leaves), held, strict=True)
     ]
 
@@ -32,26 +31,26 @@ def keep_largest(
     if not size:
         return [jnp.ones(key.shape, bool) for key in keys]
     dtype = selection.count_dtype(size)
-    pruned = sum(jnp.sum(key == 0, dtype=dtype) for key in keys)
+    pruned = sum(jnp.sum(key < 0, dtype=dtype) for key in keys)
     count = jnp.maximum(jnp.asarray(count, dtype), pruned)
     # The count-th smallest is the (n - count + 1)-th largest.
-    threshold = selection.kth_largest_key(
-        ranked, jnp.clip(size - count + 1, 1, size), keys_of=_ranks
-    )
+    threshold = selection.kth_largest_keys(
+        ranked, jnp.clip(size - count + 1, 1, size)[None], keys_of=_ranks
+    )[0]
     below = sum(jnp.sum(key < threshold, dtype=dtype) for key in keys)
     # Of the magnitudes that tie at the threshold the first (count - below) go. Where
     # the last of these stands is a selection again, over positions counted from the
     # end (so that the first is the largest), with 0 where there is no tie.
-    unsigned = jnp.uint32 if dtype == jnp.int32 else jnp.uint64
     positions, offset = [], 0
     for key in keys:
-        positions.append(unsigned(size - offset) - _row_major_index(key, unsigned))
+        positions.append(dtype(size - offset) - _row_major_index(key, dtype))
         offset += key.size
     tied = [
-        jnp.where(key == threshold, position, unsigned(0))
+        jnp.where(key == threshold, position, dtype(0))
         for key, position in zip(keys, positions, strict=True)
     ]
-    last = selection.kth_largest_key(tied, jnp.maximum(count - below, 1), keys_of=list)
+    left = jnp.maximum(count - below, 1)[None]
+    last = selection.kth_largest_keys(tied, left, keys_of=list)[0]
     return [
         (count == 0) | (key > threshold) | ((key == threshold) & (position < last))
         for key, position in zip(keys, positions, strict=True)

@@ -6,7 +6,6 @@ and b. Relevant and acceptable components are optimisable and take the Adagrad s
 the rest are decreasable. A variant is nothing but a choice of a and b (Table 1).
 """
 
-import functools
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,9 +13,10 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from prunadag_optax import selection
+from prunadag_optax import _backend, selection
 from prunadag_optax._precision import working
 from prunadag_optax._validation import (
     check_choice,
@@ -70,6 +70,8 @@ class Classification(NamedTuple):
       decreasable: bool, True on D_k, the complement of `optimisable`.
       lower: float, the bound a_k, which also limits the decreasable step (17).
       upper: float, the bound b_k.
+      threshold: float32, a score that the relevant components reach and no others (to
+        the precision of float32); shape () with scope "global", else (leaves,).
     """
 
     relevant: Any
@@ -77,6 +79,7 @@ class Classification(NamedTuple):
     decreasable: Any
     lower: Any
     upper: Any
+    threshold: jax.Array
 
     @property
     def optimisable(self) -> Any:
@@ -222,45 +225,125 @@ def adagrad_ratio(
     return jnp.asarray(learning_rate * (working(gradient) / working(weight)))
 
 
-def _norm(values, masks) -> jax.Array:
-    squares = (
-        jnp.sum(jnp.where(mask, jnp.square(working(value)), 0))
-        for value, mask in zip(values, masks, strict=True)
+def _squares(g, x, in_relevant) -> tuple[jax.Array, jax.Array]:
+    """What ||g||_R^2 and ||x||_S^2 are sums of, in one leaf."""
+    # The zeros among them add nothing; so this does, cheaper than comparing the signs.
+    same_sign = jnp.where(g > 0, x, jnp.where(g < 0, -x, 0)) > 0
+    in_s = ~in_relevant & same_sign
+    g, x = working(g), working(x)
+    dtype = jnp.promote_types(g.dtype, x.dtype)
+    g, x = (
+        jnp.where(in_relevant, g, 0).astype(dtype),
+        jnp.where(in_s, x, 0).astype(dtype),
     )
-    return jnp.sqrt(sum(squares, jnp.float32(0)))
+    return g * g, x * x
 
 
-def _classify_vector(
-    gradients, params, weights, scores, *, bounds, relevant, decrease, learning_rate
-):
-    """Classifies the components of some leaves as those of one vector."""
-    size = sum(jnp.size(x) for x in params)
-    if not size:
-        empty = [jnp.zeros(jnp.shape(x), bool) for x in params]
-        bound = [jnp.abs(working(x)) for x in params]
-        return empty, empty, empty, bound, bound
-    threshold = selection.kth_largest_key(scores, target_count(relevant, size))
-    in_relevant = [key >= threshold for key in selection.magnitude_keys(scores)]
-    same_sign = [
-        ~r & (jnp.sign(x) == jnp.sign(g))
-        for r, x, g in zip(in_relevant, params, gradients, strict=True)
-    ]
-    statistics = Statistics(
-        decrease, _norm(gradients, in_relevant), _norm(params, same_sign)
+# The class of a component, one byte.
+_RELEVANT, _ACCEPTABLE, _DECREASABLE = (np.int8(i) for i in range(3))
+
+
+def _kind(g, x, weight, in_relevant, bounds, statistics, learning_rate) -> jax.Array:
+    """The classes of the components of one leaf."""
+    magnitude = jnp.abs(working(x))
+    length = jnp.abs(adagrad_ratio(g, weight, learning_rate))
+    acceptable = (
+        (jnp.sign(x) == jnp.sign(g))
+        & (bounds.lower(magnitude, statistics) <= length)
+        & (length <= bounds.upper(magnitude, statistics))
     )
-    magnitudes = [jnp.abs(working(x)) for x in params]
-    lower = [bounds.lower(x, statistics) for x in magnitudes]
-    upper = [bounds.upper(x, statistics) for x in magnitudes]
-    lengths = [
-        jnp.abs(adagrad_ratio(g, w, learning_rate))
-        for g, w in zip(gradients, weights, strict=True)
+    return jnp.where(
+        in_relevant, _RELEVANT, jnp.where(acceptable, _ACCEPTABLE, _DECREASABLE)
+    )
+
+
+def _of_nothing(params, treedef, by_leaf) -> Classification:
+    """The classification of a tree without elements."""
+    masks, bounds = (
+        treedef.unflatten([jnp.zeros(jnp.shape(x), dtype) for x in params])
+        for dtype in (bool, jnp.float32)
+    )
+    threshold = jnp.zeros(len(params) if by_leaf else ())
+    return Classification(masks, masks, masks, bounds, bounds, threshold)
+
+
+def classify_accumulated(
+    gradients: Any,
+    params: Any,
+    accumulated: Any,
+    weight_of: Callable[[Any], Any],
+    *,
+    relevant: chex.Numeric,
+    decrease: chex.Numeric,
+    learning_rate: chex.Numeric,
+    variant: str | Bounds,
+    relevance: str | Callable[[Any, Any], Any],
+    scope: str,
+    guess: jax.Array | None,
+) -> Classification:
+    """`classify` with w^O_k as `weight_of(accumulated)`, which need not be stored."""
+    check_choice("scope", scope, ("global", "leaf"))
+    check_relevant(relevant)
+    score = scores_of(relevance)(gradients, params)
+    if callable(relevance):
+        check_same_trees("relevance(gradients, params)", score, "params", params)
+    bounds = bounds_of(variant)
+    treedef = jax.tree.structure(params)
+    gradients, params, score = (
+        treedef.flatten_up_to(tree) for tree in (gradients, params, score)
+    )
+    leaves, by_leaf = range(len(params)), scope == "leaf"
+    sizes = [jnp.size(x) for x in params]
+    if not any(sizes):
+        return _of_nothing(params, treedef, by_leaf)
+    sizes = sizes if by_leaf else [sum(sizes)]
+    dtype = selection.widest(score)
+    targets = [
+        jnp.asarray(target_count(relevant, size), selection.count_dtype(size))
+        for size in sizes
     ]
-    acceptable = [
-        s & (a <= length) & (length <= b)
-        for s, a, b, length in zip(same_sign, lower, upper, lengths, strict=True)
+    if guess is not None:
+        guess = selection.magnitude_to_key(jnp.reshape(guess, len(sizes)), score)
+    found = selection.kth_largest_keys(
+        score, jnp.stack(targets), guess, by_leaf=by_leaf, exact=False
+    )
+
+    def is_relevant(i, score):
+        return selection.key_of(score, dtype) >= found[i * by_leaf]
+
+    def norms(g, x, score):
+        sums = _backend.pair_sums_by_leaf(
+            lambda i, g, x, score: _squares(g, x, is_relevant(i, score)), g, x, score
+        )
+        return [jnp.sqrt(s if by_leaf else jnp.sum(s, keepdims=True)) for s in sums]
+
+    g_norm, x_norm = _backend.stored(norms, gradients, params, score)
+    statistics = [
+        Statistics(decrease, g_norm[i * by_leaf], x_norm[i * by_leaf]) for i in leaves
     ]
-    decreasable = [~(r | a) for r, a in zip(in_relevant, acceptable, strict=True)]
-    return in_relevant, acceptable, decreasable, lower, upper
+
+    def kinds(g, x, accumulated, score):
+        weight = treedef.flatten_up_to(weight_of(accumulated))
+        columns = zip(leaves, g, x, weight, score, statistics, strict=True)
+        return [
+            _kind(g, x, w, is_relevant(i, s), bounds, statistics, learning_rate)
+            for i, g, x, w, s, statistics in columns
+        ]
+
+    kind = _backend.stored(kinds, gradients, params, accumulated, score)
+    lower, upper = (
+        [bound(jnp.abs(working(params[i])), statistics[i]) for i in leaves]
+        for bound in bounds
+    )
+    threshold = selection.key_to_magnitude(found, score).astype(jnp.float32)
+    return Classification(
+        relevant=treedef.unflatten([k == _RELEVANT for k in kind]),
+        acceptable=treedef.unflatten([k == _ACCEPTABLE for k in kind]),
+        decreasable=treedef.unflatten([k == _DECREASABLE for k in kind]),
+        lower=treedef.unflatten(lower),
+        upper=treedef.unflatten(upper),
+        threshold=threshold if by_leaf else threshold[0],
+    )
 
 
 def classify(
@@ -274,6 +357,7 @@ def classify(
     variant: str | Bounds = "v3",
     relevance: str | Callable[[Any, Any], Any] = "gradient",
     scope: str = "global",
+    guess: jax.Array | None = None,
 ) -> Classification:
     r"""Sorts every component into relevant, acceptable or decreasable.
 
@@ -298,6 +382,8 @@ def classify(
         function (gradients, params) -> pytree of scores, taken in magnitude.
       scope: "global" treats all leaves as one vector; "leaf" each leaf on its own,
         with T and both norms per leaf.
+      guess: `Classification.threshold` of an iteration before, for speed; it does not
+        change the result.
 
     Returns:
       The `Classification`.
@@ -321,29 +407,19 @@ def classify(
     References:
       Porcelli, Seraghiti, Toint (2026), equations (4), (6), (7) and Table 1.
     """
-    check_choice("scope", scope, ("global", "leaf"))
-    check_relevant(relevant)
-    score = scores_of(relevance)(gradients, params)
-    if callable(relevance):
-        check_same_trees("relevance(gradients, params)", score, "params", params)
-    treedef = jax.tree.structure(params)
-    columns = [treedef.flatten_up_to(t) for t in (gradients, params, weight, score)]
-    classify_vector = functools.partial(
-        _classify_vector,
-        bounds=bounds_of(variant),
+    return classify_accumulated(
+        gradients,
+        params,
+        weight,
+        lambda weight: weight,
         relevant=relevant,
         decrease=decrease,
         learning_rate=learning_rate,
+        variant=variant,
+        relevance=relevance,
+        scope=scope,
+        guess=guess,
     )
-    if scope == "global":
-        parts = classify_vector(*columns)
-    else:
-        each = [
-            classify_vector(*([leaf] for leaf in row))
-            for row in zip(*columns, strict=True)
-        ]
-        parts = [[leaf[part][0] for leaf in each] for part in range(5)]
-    return Classification(*(treedef.unflatten(part) for part in parts))
 
 
 def scores_of(relevance: str | Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

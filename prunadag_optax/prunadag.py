@@ -19,7 +19,7 @@ from prunadag_optax.classification import (
     Bounds,
     Classification,
     bounds_of,
-    classify,
+    classify_accumulated,
     scores_of,
 )
 
@@ -32,6 +32,9 @@ class ScaleByPrunadagState(NamedTuple):
     optimisable_weight: optax.Params  # w^O, shapes of params
     decreasable_weight: optax.Params  # w^D, shapes of params
     gradient_average: optax.Updates | None  # with momentum: before bias correction
+    # The last `Classification.threshold`, where the next search for it starts; it has
+    # no influence on the result. None does without.
+    threshold: jax.Array | None = None
 
 
 def scale_by_prunadag(
@@ -100,6 +103,8 @@ def scale_by_prunadag(
             # eval_shape: `init` also takes trees of shapes, without arrays.
             shapes = jax.tree.leaves(jax.eval_shape(lambda tree: tree, params))
             _validation.check_relevant(relevant, sum(x.size for x in shapes))
+        leaves = jax.tree.leaves(params)
+        dtypes = [accumulator_dtype or jnp.result_type(leaf) for leaf in leaves]
         average = None
         if momentum is not None:
             average = weights.initial(params, 0, accumulator_dtype)
@@ -112,6 +117,10 @@ def scale_by_prunadag(
                 params, initial_weight, accumulator_dtype
             ),
             gradient_average=average,
+            threshold=jnp.zeros(
+                () if scope == "global" else (len(leaves),),
+                jnp.result_type(*dtypes) if dtypes else jnp.float32,
+            ),
         )
 
     def update_fn(
@@ -171,6 +180,9 @@ def scale_by_prunadag(
             optimisable_weight=_cast_like(optimisable_weight, state.optimisable_weight),
             decreasable_weight=_cast_like(decreasable_weight, state.decreasable_weight),
             gradient_average=sorted_.gradient_average,
+            threshold=None
+            if state.threshold is None
+            else _cast_like(classes.threshold, state.threshold),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -359,15 +371,17 @@ def _sort(
     count = state.count
     learning_rate = _at(learning_rate, count)
     direction, average = _average(gradients, state, momentum)
-    classes = classify(
+    classes = classify_accumulated(
         direction,
         params,
-        weights.accumulate(state.optimisable_weight, gradients),
+        (state.optimisable_weight, gradients),
+        lambda pair: weights.accumulate(*pair),
         relevant=_at(relevant, count),
         decrease=_at(
             _harmonic if decrease_schedule is None else decrease_schedule, count
         ),
         learning_rate=learning_rate,
+        guess=state.threshold,
         **settings,
     )
     return _Sorted(classes, direction, learning_rate, average)

@@ -1,13 +1,14 @@
 """The k-th largest magnitude of a whole pytree, exact, by counting.
 
 For non-negative floats the order of the values is the order of their bit patterns
-read as unsigned integers. So the k-th largest magnitude is the largest integer `t`
-for which at least `k` keys are `>= t`, and its digits come out one by one, highest
-first, each from one pass that counts how many keys reach each candidate. A pass
-reads every leaf once and leaves three scalars: nothing of parameter size is sorted,
-concatenated or gathered, so any sharding stays as it is. Because keys are compared
-as integers the result is right for subnormal numbers too, which XLA's CPU backend
-compares as zeros when they are floats.
+read as integers. So the k-th largest magnitude is the largest integer `t` for which at
+least `k` keys are `>= t`, and it is found as a root is: a pass counts how many keys
+reach each of seven pivots, the answer lies between two of them, and the next pivots
+stand where the counts say that it should be. A pass reads every leaf once and leaves
+seven scalars: nothing of parameter size is sorted, concatenated, gathered or stored, so
+any sharding stays as it is. Because keys are compared as integers the result is right
+for subnormal numbers too, which XLA's CPU backend compares as zeros when they are
+floats.
 """
 
 import functools
@@ -20,7 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from prunadag_optax import _backend
+
+_SIGNED = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 _UNSIGNED = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
+# Bits of mantissa of a float of so many bytes (float16 has two more).
+_MANTISSA = {2: 8, 4: 23, 8: 52}
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -52,8 +58,22 @@ def widen(x: jax.Array, dtype: Any) -> jax.Array:
     return jnp.where(exponent == 0, subnormal, x.astype(dtype))
 
 
+def widest(tree: Any) -> Any:
+    """The dtype that holds every value of the leaves of a tree."""
+    dtypes = [jnp.asarray(leaf).dtype for leaf in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.promote_types, dtypes)
+
+
+def key_of(x: jax.Array, dtype: Any) -> jax.Array:
+    """The bit pattern of `|x|` in a float dtype that holds it, as a signed integer."""
+    # Signed: vector units compare signed integers, and often no others.
+    signed = _SIGNED[jnp.dtype(dtype).itemsize]
+    without_sign = signed(np.iinfo(signed).max)
+    return lax.bitcast_convert_type(widen(x, dtype), signed) & without_sign
+
+
 def magnitude_keys(tree: Any) -> list[jax.Array]:
-    """Unsigned integers in the order of the magnitudes, one array a leaf.
+    """Integers in the order of the magnitudes, one array a leaf.
 
     The key of `x` is the bit pattern of `|x|` in the widest dtype of the tree, so
     keys of different leaves compare as their magnitudes do. Infinity comes above
@@ -63,7 +83,8 @@ def magnitude_keys(tree: Any) -> list[jax.Array]:
       tree: pytree of real floating arrays, any shapes and dtypes.
 
     Returns:
-      The keys, in the order of `jax.tree.leaves(tree)`, each with its leaf's shape.
+      The keys, integers >= 0 in the order of `jax.tree.leaves(tree)`, each with its
+      leaf's shape.
 
     Raises:
       ValueError: if a leaf is not float16, bfloat16, float32 or float64.
@@ -77,13 +98,19 @@ def magnitude_keys(tree: Any) -> list[jax.Array]:
                 f"tree has a leaf of dtype {leaf.dtype.name}; magnitudes are compared "
                 f"for {', '.join(FLOAT_DTYPES)} only."
             )
-    dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in leaves])
-    unsigned = _UNSIGNED[dtype.itemsize]
-    without_sign = unsigned((1 << (8 * dtype.itemsize - 1)) - 1)
-    return [
-        lax.bitcast_convert_type(widen(leaf, dtype), unsigned) & without_sign
-        for leaf in leaves
-    ]
+    dtype = widest(leaves)
+    return [key_of(leaf, dtype) for leaf in leaves]
+
+
+def magnitude_to_key(magnitude: jax.Array, tree: Any) -> jax.Array:
+    """The key that a magnitude would have among those of a tree."""
+    dtype = widest(tree)
+    return key_of(jnp.asarray(magnitude).astype(dtype), dtype)
+
+
+def key_to_magnitude(key: jax.Array, tree: Any) -> jax.Array:
+    """The magnitude of a key among those of a tree, in the tree's widest dtype."""
+    return lax.bitcast_convert_type(jnp.maximum(key, 0), widest(tree))
 
 
 def count_dtype(size: int) -> Any:
@@ -108,62 +135,130 @@ def count_dtype(size: int) -> Any:
     return jnp.int64
 
 
-def _reduce_counts(key: jax.Array, pivots: list[jax.Array], dtype: Any) -> list:
-    # One variadic reduction reads the leaf once for all pivots; separate sums would
-    # read it once each, and XLA's CPU backend does not vectorise them.
-    reached = tuple((key >= pivot).astype(dtype) for pivot in pivots)
-    zeros = tuple(jnp.zeros((), dtype) for _ in pivots)
-    return list(
-        lax.reduce(
-            reached,
-            zeros,
-            lambda a, b: tuple(i + j for i, j in zip(a, b, strict=True)),
-            tuple(range(key.ndim)),
-        )
-    )
-
-
-@functools.partial(jax.jit, static_argnames="keys_of")
-def kth_largest_key(
+@functools.partial(jax.jit, static_argnames=("keys_of", "by_leaf", "exact"))
+def kth_largest_keys(
     tree: Any,
-    k: int | jax.Array,
+    k: jax.Array,
+    guess: jax.Array | None = None,
     *,
     keys_of: Callable[[Any], list[jax.Array]] = magnitude_keys,
+    by_leaf: bool = False,
+    exact: bool = True,
 ) -> jax.Array:
-    r"""The k-th largest key of a tree's elements, unchecked.
+    r"""The k-th largest key of all leaves together, or of each leaf, unchecked.
 
-    .. math:: \max \{ t : |\{ i : key_i \ge t \}| \ge k \}
+    .. math:: \max \{ t : N(t) \ge k \}, \quad N(t) = |\{ i : key_i \ge t \}|
+
+    Each pass keeps a bracket `low <= t <= high` with the counts at both ends. Of its
+    seven pivots five stand around the place where log N, drawn as a straight line over
+    the bracket, reaches log k: in the middle, 0.7 and five standard deviations away, as
+    they would be for keys drawn at random. The other two are the thirds of the
+    bracket, so that it shrinks at least threefold whatever the distribution. From a
+    `guess` within a third of the answer five passes are usual.
 
     Args:
-      tree: pytree of arrays, any shapes, with at least one element.
-      k: integer in 1..n, n the number of elements.
-      keys_of: function from the tree to its keys, arrays of one unsigned dtype. It is
-        called within the loop, where it fuses with the counting: the keys themselves
-        are never stored.
+      tree: pytree of arrays, any shapes.
+      k: integers in 1..n, n the number of elements in question; shape (1,), or
+        (leaves,) with `by_leaf`.
+      guess: keys near the answers, same shape, which then take fewer passes. Any other
+        keys slow the search and never change its result.
+      keys_of: function from the tree to its keys, arrays of one signed dtype, all
+        >= -1. It is called within the loop, where it fuses with the counting: the keys
+        themselves are never stored.
+      by_leaf: whether each leaf is ranked on its own.
+      exact: False asks only for some t with the same N(t) >= k as the k-th largest
+        key has, enough to tell which keys are among the k largest and one or two
+        passes less.
 
     Returns:
-      A scalar of the keys' dtype.
+      Array like `k`, of the keys' dtype.
     """
+    # The outcome is piecewise constant in the tree: no gradient flows through it.
+    tree = jax.tree.map(lax.stop_gradient, tree)
     shapes = jax.eval_shape(keys_of, tree)
-    unsigned = shapes[0].dtype
-    dtype = count_dtype(sum(key.size for key in shapes))
-    k = jnp.asarray(k, dtype)
-    passes = 8 * unsigned.itemsize // 2
+    signed = shapes[0].dtype
+    unsigned = _UNSIGNED[signed.itemsize]
+    sizes = np.array([key.size for key in shapes])
+    sizes = sizes if by_leaf else sizes.sum(keepdims=True)
+    count = count_dtype(sizes.max())
+    k = jnp.asarray(k, count)
 
-    def digit(i, low):
-        shift = (2 * (passes - 1 - i)).astype(unsigned)
-        pivots = [low | (unsigned.type(d) << shift) for d in (1, 2, 3)]
-        counts = [jnp.zeros((), dtype)] * 3
-        # Without the barrier XLA hoists the keys out of the loop and stores them.
+    def above(low, high, aims):
+        """The keys `low + aims`, but above low and at most high."""
+        low, high = low.astype(unsigned)[None], high.astype(unsigned)[None]
+        # Limited as floats and as integers, as a float may round past the span.
+        most = (high - low).astype(aims.dtype)
+        aims = jnp.minimum(jnp.clip(aims, 1, most).astype(unsigned), high - low)
+        return (low + aims).astype(signed)
+
+    def unfinished(carry):
+        low, high, at_low, *_ = carry
+        return jnp.any((low < high) & (exact | (at_low > k)))
+
+    def narrow(carry):
+        low, high, at_low, above_high, pivots = carry
+        # The barrier makes the keys depend on the loop: XLA would otherwise compute
+        # them once before it, and store them.
         leaves, pivots = lax.optimization_barrier((tree, pivots))
-        for key in keys_of(leaves):
-            partial = _reduce_counts(key, pivots, dtype)
-            counts = [c + p for c, p in zip(counts, partial, strict=True)]
-        # The counts fall from pivot to pivot, so the digit is how many still reach k.
-        reached = sum((count >= k).astype(unsigned) for count in counts)
-        return low | (reached << shift)
+        reached = jnp.stack(
+            _backend.sums_by_leaf(
+                [
+                    [(key >= pivot).astype(count) for pivot in pivots[:, i * by_leaf]]
+                    for i, key in enumerate(keys_of(leaves))
+                ]
+            )
+        )
+        if not by_leaf:
+            reached = jnp.sum(reached, axis=1, dtype=count, keepdims=True)
+        reaches = reached >= k[None]
+        low = jnp.max(jnp.where(reaches, pivots, low[None]), axis=0)
+        high = jnp.min(jnp.where(reaches, high[None], pivots - 1), axis=0)
+        at_low = jnp.min(jnp.where(reaches, reached, at_low[None]), axis=0)
+        above_high = jnp.max(jnp.where(reaches, above_high[None], reached), axis=0)
+        span = (high.astype(unsigned) - low.astype(unsigned)).astype(jnp.float32)
+        aims = _aims(span, at_low, above_high, k)
+        return low, high, at_low, above_high, above(low, high, aims)
 
-    return lax.fori_loop(0, passes, digit, jnp.zeros((), unsigned))
+    low, high = (jnp.full(k.shape, x, signed) for x in (-1, np.iinfo(signed).max))
+    at_low, above_high = jnp.asarray(sizes, count), jnp.zeros(k.shape, count)
+    if guess is None:
+        steps = np.linspace(0, 2.0 ** (8 * signed.itemsize - 1), 9)[1:-1]
+        aims = jnp.zeros(k.shape)
+    else:
+        # A magnitude 2^(1/64), 2^(1/8) and 2 times the guess, and one over that.
+        octaves = np.array([-64, -8, -1, np.inf, 1, 8, 64])
+        steps = 2.0 ** _MANTISSA[signed.itemsize] / octaves
+        aims = guess.astype(jnp.float32) + 1
+    aims = aims[None] + jnp.asarray(steps, jnp.float32)[:, None]
+    start = low, high, at_low, above_high, above(low, high, aims)
+    return lax.while_loop(unfinished, narrow, start)[0]
+
+
+def _aims(span, at_low, above_high, k):
+    """Where in a bracket to look for the k-th largest key, in keys above its lower end.
+
+    Args:
+      span: keys from the lower to the upper end, float32.
+      at_low: the count at the lower end, at least k.
+      above_high: the count above the upper end, less than k.
+      k: the rank.
+
+    Returns:
+      Seven places, along a new first axis: five around the place where log N, drawn
+      as a straight line, passes k, and the thirds.
+    """
+    # Differences of counts before the conversion to float, which may round them away.
+    until_k, inside = ((at_low - n).astype(jnp.float32) for n in (k, above_high))
+    # No count is 0 here, save that of an empty leaf.
+    inside, top = jnp.maximum(inside, 1), jnp.maximum(at_low.astype(jnp.float32), 1)
+    # Half a count on: the next key would be as good, and log 0 does not occur.
+    fall = jnp.log1p(-jnp.minimum(inside, top - 0.5) / top)
+    share = jnp.log1p(-(until_k + 0.5) / top) / fall
+    # Of m keys in the bracket a share f lies below: binomial, variance m f (1 - f).
+    deviation = jnp.sqrt(jnp.maximum(inside * share * (1 - share), 0.25))
+    centre, spread = share * span, jnp.maximum(deviation * span / inside, 1.0)
+    around = [centre + d * spread for d in (-5.0, -0.7, 0.0, 0.7, 5.0)]
+    return jnp.stack([*around, jnp.floor(span / 3) + 1, jnp.ceil(2 * span / 3)])
 
 
 def kth_largest_magnitude(tree: Any, k: int | jax.Array) -> jax.Array:
@@ -203,7 +298,4 @@ def kth_largest_magnitude(tree: Any, k: int | jax.Array) -> jax.Array:
     elif np.ndim(k) or not jnp.issubdtype(getattr(k, "dtype", bool), jnp.integer):
         raise ValueError(f"k must be an integer or an integer array; got {k!r}.")
     k = jnp.clip(jnp.asarray(k, count_dtype(size)), 1, size)
-    dtype = functools.reduce(
-        jnp.promote_types, [jnp.asarray(leaf).dtype for leaf in jax.tree.leaves(tree)]
-    )
-    return lax.bitcast_convert_type(kth_largest_key(tree, k), dtype)
+    return key_to_magnitude(kth_largest_keys(tree, k[None])[0], tree)
