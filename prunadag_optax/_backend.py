@@ -159,6 +159,8 @@ def stored(function: Callable[..., Any], *operands: Any) -> Any:
     Returns:
       `function(*operands)`.
     """
+    if not _traced(operands):
+        return function(*operands)
     function = jax.jit(function)  # traced once for all branches
 
     def otherwise(*operands):
@@ -170,6 +172,4 @@ def stored(function: Callable[..., Any], *operands: Any) -> Any:
         always = lax.optimization_barrier(jnp.ones((), bool))
         return lax.cond(always, function, otherwise, *operands)
 
-    if not _traced(operands):
-        return function(*operands)
     return lax.platform_dependent(*operands, cpu=on_cpu, default=function)

@@ -70,8 +70,8 @@ class Classification(NamedTuple):
       decreasable: bool, True on D_k, the complement of `optimisable`.
       lower: float, the bound a_k, which also limits the decreasable step (17).
       upper: float, the bound b_k.
-      threshold: float32, a score that the relevant components reach and no others (to
-        the precision of float32); shape () with scope "global", else (leaves,).
+      threshold: float32, the T-th largest score (to the precision of float32), which
+        is the least that is relevant; shape () with scope "global", else (leaves,).
     """
 
     relevant: Any
@@ -305,7 +305,7 @@ def classify_accumulated(
     if guess is not None:
         guess = selection.magnitude_to_key(jnp.reshape(guess, len(sizes)), score)
     found = selection.kth_largest_keys(
-        score, jnp.stack(targets), guess, by_leaf=by_leaf, exact=False
+        score, jnp.stack(targets), guess, by_leaf=by_leaf
     )
 
     def is_relevant(i, score):

@@ -135,7 +135,7 @@ def count_dtype(size: int) -> Any:
     return jnp.int64
 
 
-@functools.partial(jax.jit, static_argnames=("keys_of", "by_leaf", "exact"))
+@functools.partial(jax.jit, static_argnames=("keys_of", "by_leaf"))
 def kth_largest_keys(
     tree: Any,
     k: jax.Array,
@@ -143,7 +143,6 @@ def kth_largest_keys(
     *,
     keys_of: Callable[[Any], list[jax.Array]] = magnitude_keys,
     by_leaf: bool = False,
-    exact: bool = True,
 ) -> jax.Array:
     r"""The k-th largest key of all leaves together, or of each leaf, unchecked.
 
@@ -154,7 +153,7 @@ def kth_largest_keys(
     the bracket, reaches log k: in the middle, 0.7 and five standard deviations away, as
     they would be for keys drawn at random. The other two are the thirds of the
     bracket, so that it shrinks at least threefold whatever the distribution. From a
-    `guess` within a third of the answer five passes are usual.
+    `guess` within a third of the answer six passes are usual.
 
     Args:
       tree: pytree of arrays, any shapes.
@@ -166,9 +165,6 @@ def kth_largest_keys(
         >= -1. It is called within the loop, where it fuses with the counting: the keys
         themselves are never stored.
       by_leaf: whether each leaf is ranked on its own.
-      exact: False asks only for some t with the same N(t) >= k as the k-th largest
-        key has, enough to tell which keys are among the k largest and one or two
-        passes less.
 
     Returns:
       Array like `k`, of the keys' dtype.
@@ -192,8 +188,8 @@ def kth_largest_keys(
         return (low + aims).astype(signed)
 
     def unfinished(carry):
-        low, high, at_low, *_ = carry
-        return jnp.any((low < high) & (exact | (at_low > k)))
+        low, high, *_ = carry
+        return jnp.any(low < high)
 
     def narrow(carry):
         low, high, at_low, above_high, pivots = carry

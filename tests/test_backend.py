@@ -179,10 +179,6 @@ def test_no_guess_changes_the_outcome(values, k, guess, by_leaf):
     for start in (None, guess):
         found = selection.kth_largest_keys([x], jnp.array([k]), start, by_leaf=by_leaf)
         np.testing.assert_array_equal(found, keys[[-k]])
-        some = selection.kth_largest_keys(
-            [x], jnp.array([k]), start, by_leaf=by_leaf, exact=False
-        )
-        np.testing.assert_array_equal(keys >= some, keys >= keys[-k])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -208,8 +204,9 @@ def test_passes_over_the_data_are_few(dtype, monkeypatch):
         guess = selection.magnitude_to_key(
             1.1 * selection.key_to_magnitude(key, x).astype(jnp.float32), x
         )
-        near = selection.kth_largest_keys(x, k, guess, exact=False)
+        near = selection.kth_largest_keys(x, k, guess)
         jax.effects_barrier()
-        assert len(passes) <= 8
-        assert np.sum(np.abs(x) >= selection.key_to_magnitude(near, x)) >= 10_000
+        # In float64 two neighbours lie some 2^40 keys apart, of which one is asked for.
+        assert len(passes) <= (25 if dtype == "float64" else 10)
+        np.testing.assert_array_equal(near, key)
     jax.clear_caches()
