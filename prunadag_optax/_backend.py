@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -32,11 +33,6 @@ def _may_reshape(tree: Any) -> bool:
     )
 
 
-def _divisor(size: int, most: int) -> int:
-    """The largest divisor of a size, up to `most`."""
-    return max(n for n in range(1, max(most, 1) + 1) if size % n == 0)
-
-
 def _reduce(values: Sequence[jax.Array], axis: int) -> list[jax.Array]:
     # One variadic reduction reads what the values are computed from once, and the CPU
     # backend vectorises it where the values are integers.
@@ -53,9 +49,15 @@ def _reduce(values: Sequence[jax.Array], axis: int) -> list[jax.Array]:
 
 def _in_rows(values: Sequence[jax.Array]) -> list[jax.Array]:
     """The sums of arrays of one shape, in (rows,) parts for as many threads."""
+    values = [x.reshape(-1) for x in values]
     size = values[0].size
-    rows = _divisor(size, 16) if size >= _WORTH_THREADS else 1
-    return _reduce([x.reshape(rows, size // rows) for x in values], 1)
+    rows = 16 if size >= _WORTH_THREADS else 1
+    even = size // rows * rows
+    parts = _reduce([x[:even].reshape(rows, even // rows) for x in values], 1)
+    if even == size:
+        return parts
+    rest = _reduce([x[even:].reshape(1, size - even) for x in values], 1)
+    return [lax.concatenate(pair, 0) for pair in zip(parts, rest, strict=True)]
 
 
 def _of_leaves(parts: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
@@ -122,20 +124,27 @@ def pair_sums_by_leaf(
         # The CPU backend does not vectorise a sum of floats, whose order would change,
         # but it does add arrays; and as complex numbers the two share one loop. So
         # large leaves are added up in chunks that stay in the cache.
+        operands = [x.reshape(-1) for x in operands]
         size = operands[0].size
-        chunks = _divisor(size, size >> 16)
-        if chunks == 1 or size >> 18 > chunks:
+        # Not too small for two threads; an odd length would not be vectorised.
+        length = 1 << (17 if size >= 1 << 20 else 16)
+        even = size // length * length
+        if even < 2 * length:
             return _in_rows(function(i, *operands))
-        operands = [x.reshape(chunks, -1) for x in operands]
 
         def add(chunk, total):
-            row = (lax.dynamic_index_in_dim(x, chunk, 0, False) for x in operands)
-            return total + lax.complex(*function(i, *row))
+            start = chunk * length
+            cut = (lax.dynamic_slice_in_dim(x, start, length) for x in operands)
+            return total + lax.complex(*function(i, *cut))
 
-        dtype = jax.eval_shape(lambda *row: lax.complex(*function(i, *row)), *operands)
-        zero = jnp.zeros(size // chunks, dtype.dtype)
-        total = lax.fori_loop(0, chunks, add, zero)
-        return _in_rows([lax.real(total), lax.imag(total)])
+        like = jax.eval_shape(lambda *x: lax.complex(*function(i, *x)), *operands)
+        zero = jnp.zeros(length, like.dtype)
+        total = lax.fori_loop(0, even // length, add, zero)
+        parts = _in_rows([lax.real(total), lax.imag(total)])
+        if even == size:
+            return parts
+        rest = _in_rows(function(i, *(x[even:] for x in operands)))
+        return [lax.concatenate(pair, 0) for pair in zip(parts, rest, strict=True)]
 
     def on_one_cpu(*columns):
         rows = enumerate(zip(*columns, strict=True))

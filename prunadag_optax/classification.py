@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
         gradient have the same sign.
     """
 
-    decrease: jax.Array
+    decrease: chex.Numeric
     gradient_norm: jax.Array
     parameter_norm: jax.Array
 
