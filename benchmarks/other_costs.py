@@ -74,7 +74,7 @@ def _torch_runs(
     size: int, shapes: trees.Shapes | None
 ) -> dict[str, Callable[[], None]]:
     """The PyTorch steps to time, and PyTorch's own Adagrad beside them."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"

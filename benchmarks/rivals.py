@@ -19,7 +19,7 @@ from prunadag_optax import steps, weights
 from prunadag_optax.classification import Statistics, bounds_of, target_count
 
 if TYPE_CHECKING:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
 
 class TopKState(NamedTuple):
@@ -119,7 +119,7 @@ def torch_init(
     Returns:
       The state.
     """
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     def initial() -> list[torch.Tensor]:
         return [torch.full_like(x, initial_weight) for x in params]
@@ -146,7 +146,7 @@ def torch_step(
       relevant: T/n of each tensor.
       variant: "v3" or "v4".
     """
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     with torch.no_grad():
         for x, w_o, w_d, g in zip(*state, gradients, strict=True):
@@ -177,7 +177,7 @@ def torch_step(
 def to_torch(tree: Any, device: str = "cpu") -> "list[torch.Tensor]":
     """The leaves of a pytree of arrays as PyTorch tensors, copied."""
     import numpy as np
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     return [torch.tensor(np.asarray(x), device=device) for x in jax.tree.leaves(tree)]
 
@@ -185,7 +185,7 @@ def to_torch(tree: Any, device: str = "cpu") -> "list[torch.Tensor]":
 def torch_missing() -> str:
     """Why PyTorch cannot be timed; empty if it can."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         return (
             "PyTorch is not installed, so its rows are left out; to have them: "

@@ -1,8 +1,8 @@
 """What XLA has to be told so that a step touches no more memory than it must.
 
-Mathematically `sums` is a sum and `stored` a function call; on accelerators and on
-meshes they are compiled as that. The other forms are for XLA's CPU backend, which runs
-a reduction to a scalar on one thread, writes one output per loop, and computes anew in
+The sums here are sums and `stored` is a function call; on accelerators and on meshes
+they are compiled as that. The other forms are for XLA's CPU backend, which runs a
+reduction to a scalar on one thread, writes one output per loop, and computes anew in
 every loop what it takes for cheap (measured by `python -m benchmarks.speed`).
 """
 
