@@ -362,9 +362,10 @@ def kth_largest_key(
 ) -> tuple[jax.Array, jax.Array]:
     """A key that the k largest magnitudes of all leaves reach, and only their ties.
 
-    The bracket and its stopping rule are those of `selection.kth_largest_keys` with
-    `exact=False`; there are more pivots. A third of them divide the bracket evenly, the
-    others stand within three standard deviations of the place where k is expected.
+    The bracket is that of `selection.kth_largest_keys`; the search stops as soon as
+    the count is k, and there are more pivots. A third of them divide the bracket
+    evenly, the others stand within three standard deviations of the place where k is
+    expected.
 
     Args:
       leaves: floats of at most 32 bits, any shapes.

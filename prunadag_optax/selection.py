@@ -59,8 +59,24 @@ def widen(x: jax.Array, dtype: Any) -> jax.Array:
 
 
 def widest(tree: Any) -> Any:
-    """The dtype that holds every value of the leaves of a tree."""
+    """The dtype that holds every value of the leaves of a tree.
+
+    Args:
+      tree: pytree of real floating arrays, at least one.
+
+    Returns:
+      The dtype.
+
+    Raises:
+      ValueError: if a leaf is not float16, bfloat16, float32 or float64.
+    """
     dtypes = [jnp.asarray(leaf).dtype for leaf in jax.tree.leaves(tree)]
+    for dtype in dtypes:
+        if dtype.name not in FLOAT_DTYPES:
+            raise ValueError(
+                f"tree has a leaf of dtype {dtype.name}; magnitudes are compared "
+                f"for {', '.join(FLOAT_DTYPES)} only."
+            )
     return functools.reduce(jnp.promote_types, dtypes)
 
 
@@ -92,12 +108,6 @@ def magnitude_keys(tree: Any) -> list[jax.Array]:
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     if not leaves:
         return []
-    for leaf in leaves:
-        if leaf.dtype.name not in FLOAT_DTYPES:
-            raise ValueError(
-                f"tree has a leaf of dtype {leaf.dtype.name}; magnitudes are compared "
-                f"for {', '.join(FLOAT_DTYPES)} only."
-            )
     dtype = widest(leaves)
     return [key_of(leaf, dtype) for leaf in leaves]
 

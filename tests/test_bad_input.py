@@ -521,3 +521,13 @@ def test_unknown_measure(ax, measure):
 @pytest.mark.parametrize("measure", ["rho", "omega"])
 def test_known_measure(ax, measure):
     plotting.plot_errors([0.0, 0.9], ERROR, measure=measure, ax=ax)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int32"])
+def test_scores_that_are_no_floats(dtype):
+    tx = prunadag(
+        relevance=lambda g, x: jax.tree.map(lambda leaf: leaf.astype(dtype), g)
+    )
+    params = jnp.ones(3)
+    with pytest.raises(ValueError, match=f"a leaf of dtype {dtype}; magnitudes are"):
+        tx.update(params, tx.init(params), params)

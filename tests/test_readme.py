@@ -1,4 +1,4 @@
-"""The README's Python examples run as they stand, each in a process of its own."""
+"""The Python examples of the pages run as pasted, each in a process of its own."""
 
 import pathlib
 import re
@@ -7,19 +7,28 @@ import sys
 
 import pytest
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = [
+    pytest.param(code, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, code in enumerate(
+        re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    )
+]
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_example_runs_as_pasted(number, tmp_path):
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_example_runs_as_pasted(code, tmp_path):
     script = tmp_path / "example.py"
-    script.write_text(EXAMPLES[number])
+    script.write_text(code)
     done = subprocess.run(
         [sys.executable, script], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_there_is_an_example():
-    assert EXAMPLES
+def test_every_page_has_examples():
+    assert len(PAGES) > 1
+    for page in PAGES:
+        assert any(example.id.startswith(f"{page.stem}-") for example in EXAMPLES)

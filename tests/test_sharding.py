@@ -11,10 +11,7 @@ import collections
 import dataclasses
 import functools
 import math
-import pathlib
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +26,6 @@ from jax.sharding import PartitionSpec as P
 from prunadag_optax import masks, prunadag, scale_by_prunadag
 from tests.precision import enable_x64
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "many_devices.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
 MEBIBYTE = 2**20
 SMALL = 4096  # bytes: room for a histogram of a thousand counts
 
@@ -586,20 +581,3 @@ def test_naive_forms_are_found_out(layout, naive):
         assert_nothing_moves(alone, MEBIBYTE)
     with pytest.raises(AssertionError, match="more than 1048576 bytes"):
         assert_nothing_moves(step - moved_by_model(layout, AxisType.Auto), MEBIBYTE)
-
-
-# The page about all this.
-
-
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_example_of_the_page_runs(number, tmp_path):
-    script = tmp_path / "example.py"
-    script.write_text(EXAMPLES[number])
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_page_has_examples():
-    assert EXAMPLES
