@@ -67,11 +67,10 @@ def top_k(
         threshold = lax.top_k(joined, target)[0][-1]
         in_r = jax.tree.map(lambda g: jnp.abs(g) >= threshold, updates)
         same = jax.tree.map(lambda g, x: jnp.sign(g) == jnp.sign(x), updates, params)
-        statistics = Statistics(
-            1.0 / (state.step + 1.0),
-            norm(in_r, updates),
-            norm(jax.tree.map(lambda r, s: ~r & s, in_r, same), params),
-        )
+        g_norm = norm(in_r, updates)
+        x_norm = norm(jax.tree.map(lambda r, s: ~r & s, in_r, same), params)
+        balance = jnp.where(x_norm > 0, g_norm / jnp.where(x_norm > 0, x_norm, 1), 0)
+        statistics = Statistics(1.0 / (state.step + 1.0), g_norm, x_norm, balance)
         lower, upper = (
             jax.tree.map(lambda x, b=bound: b(jnp.abs(x), statistics), params)
             for bound in bounds

@@ -33,11 +33,13 @@ class Statistics(NamedTuple):
       gradient_norm: ||g_k||_{R_k}, Euclidean, over the relevant components.
       parameter_norm: ||x_k||_{S_k}, over the components outside R_k whose parameter and
         gradient have the same sign.
+      balance: the first norm over the second, and 0 where the second is 0.
     """
 
     decrease: chex.Numeric
     gradient_norm: jax.Array
     parameter_norm: jax.Array
+    balance: jax.Array
 
 
 Bound = Callable[[jax.Array, Statistics], jax.Array]
@@ -92,10 +94,9 @@ def _plain(magnitude, statistics):
 
 
 def _balanced(magnitude, statistics):
-    g, x = statistics.gradient_norm, statistics.parameter_norm
-    ratio = jnp.where(x > 0, g / jnp.where(x > 0, x, 1), 0)
-    # Where x = 0 the bound is 0, even if the ratio overflows.
-    return jnp.where(magnitude > 0, magnitude * (statistics.decrease * ratio), 0)
+    factor = statistics.decrease * statistics.balance
+    # Where x = 0 the bound is 0, even if the balance overflows.
+    return jnp.where(magnitude > 0, magnitude * factor, 0)
 
 
 def _unbounded(magnitude, statistics):
@@ -270,8 +271,8 @@ def _of_nothing(params, treedef, by_leaf) -> Classification:
 def classify_accumulated(
     gradients: Any,
     params: Any,
-    accumulated: Any,
-    weight_of: Callable[[Any], Any],
+    accumulated: tuple[Any, ...],
+    weight_of: Callable[..., Any],
     *,
     relevant: chex.Numeric,
     decrease: chex.Numeric,
@@ -281,7 +282,7 @@ def classify_accumulated(
     scope: str,
     guess: jax.Array | None,
 ) -> Classification:
-    """`classify` with w^O_k as `weight_of(accumulated)`, which need not be stored."""
+    """`classify` with w^O_k as `weight_of(*accumulated)`, which need not be stored."""
     check_choice("scope", scope, ("global", "leaf"))
     check_relevant(relevant)
     score = scores_of(relevance)(gradients, params)
@@ -292,47 +293,59 @@ def classify_accumulated(
     gradients, params, score = (
         treedef.flatten_up_to(tree) for tree in (gradients, params, score)
     )
-    leaves, by_leaf = range(len(params)), scope == "leaf"
-    sizes = [jnp.size(x) for x in params]
+    by_leaf, sizes = scope == "leaf", [jnp.size(x) for x in params]
     if not any(sizes):
         return _of_nothing(params, treedef, by_leaf)
-    sizes = sizes if by_leaf else [sum(sizes)]
+    blocks = _backend.blocks_of(params, gradients, score)
+    # Where each leaf is among the leaves in the order of the blocks.
+    order = np.concatenate([np.array(block) for block in blocks])
+    place = np.argsort(order) * by_leaf
     dtype = selection.widest(score)
     targets = [
         jnp.asarray(target_count(relevant, size), selection.count_dtype(size))
-        for size in sizes
+        for size in ([sizes[i] for i in order] if by_leaf else [sum(sizes)])
     ]
     if guess is not None:
-        guess = selection.magnitude_to_key(jnp.reshape(guess, len(sizes)), score)
+        guess = guess[order] if by_leaf else jnp.reshape(guess, 1)
+        guess = selection.magnitude_to_key(guess, score)
+    stacked = tuple(len(block) > 1 for block in blocks)
+    columns = [_backend.stack(leaves, blocks) for leaves in (gradients, params, score)]
     found = selection.kth_largest_keys(
-        score, jnp.stack(targets), guess, by_leaf=by_leaf
+        columns[2], jnp.stack(targets), guess, by_leaf=by_leaf, stacked=stacked
     )
 
-    def is_relevant(i, score):
-        return selection.key_of(score, dtype) >= found[i * by_leaf]
+    def is_relevant(score, last):
+        return selection.key_of(score, dtype) >= last
 
-    def norms(g, x, score):
-        sums = _backend.pair_sums_by_leaf(
-            lambda i, g, x, score: _squares(g, x, is_relevant(i, score)), g, x, score
-        )
-        return [jnp.sqrt(s if by_leaf else jnp.sum(s, keepdims=True)) for s in sums]
+    def norms(*columns):
+        def squares(i, g, x, score):
+            last = found[place[blocks[i][0]]]
+            if by_leaf and stacked[i]:
+                last = found[place[np.array(blocks[i])], None]
+            return _squares(g, x, is_relevant(score, last))
 
-    g_norm, x_norm = _backend.stored(norms, gradients, params, score)
-    statistics = [
-        Statistics(decrease, g_norm[i * by_leaf], x_norm[i * by_leaf]) for i in leaves
-    ]
+        sums = _backend.pair_sums_by_leaf(squares, *columns, stacked=stacked)
+        g, x = (jnp.sqrt(s if by_leaf else jnp.sum(s, keepdims=True)) for s in sums)
+        return g, x, jnp.where(x > 0, g / jnp.where(x > 0, x, 1), 0)
+
+    measured = _backend.stored(norms, *columns)
+    statistics = [Statistics(decrease, *(v[i] for v in measured)) for i in place]
 
     def kinds(g, x, accumulated, score):
-        weight = treedef.flatten_up_to(weight_of(accumulated))
-        columns = zip(leaves, g, x, weight, score, statistics, strict=True)
+        weight = treedef.flatten_up_to(weight_of(*accumulated))
+        columns = zip(g, x, weight, score, place, statistics, strict=True)
         return [
-            _kind(g, x, w, is_relevant(i, s), bounds, statistics, learning_rate)
-            for i, g, x, w, s, statistics in columns
+            _kind(g, x, w, is_relevant(s, found[i]), bounds, statistics, learning_rate)
+            for g, x, w, s, i, statistics in columns
         ]
 
+    # Leaf by leaf: equal kernels are compiled once, and parts of a block are not equal.
     kind = _backend.stored(kinds, gradients, params, accumulated, score)
     lower, upper = (
-        [bound(jnp.abs(working(params[i])), statistics[i]) for i in leaves]
+        [
+            bound(jnp.abs(working(x)), of_leaf)
+            for x, of_leaf in zip(params, statistics, strict=True)
+        ]
         for bound in bounds
     )
     threshold = selection.key_to_magnitude(found, score).astype(jnp.float32)
@@ -342,7 +355,7 @@ def classify_accumulated(
         decreasable=treedef.unflatten([k == _DECREASABLE for k in kind]),
         lower=treedef.unflatten(lower),
         upper=treedef.unflatten(upper),
-        threshold=threshold if by_leaf else threshold[0],
+        threshold=threshold[place] if by_leaf else threshold[0],
     )
 
 
@@ -410,7 +423,7 @@ def classify(
     return classify_accumulated(
         gradients,
         params,
-        weight,
+        (weight,),
         lambda weight: weight,
         relevant=relevant,
         decrease=decrease,

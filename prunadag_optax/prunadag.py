@@ -375,7 +375,7 @@ def _sort(
         direction,
         params,
         (state.optimisable_weight, gradients),
-        lambda pair: weights.accumulate(*pair),
+        weights.accumulate,
         relevant=_at(relevant, count),
         decrease=_at(
             _harmonic if decrease_schedule is None else decrease_schedule, count

@@ -145,7 +145,7 @@ def count_dtype(size: int) -> Any:
     return jnp.int64
 
 
-@functools.partial(jax.jit, static_argnames=("keys_of", "by_leaf"))
+@functools.partial(jax.jit, static_argnames=("keys_of", "by_leaf", "stacked"))
 def kth_largest_keys(
     tree: Any,
     k: jax.Array,
@@ -153,6 +153,7 @@ def kth_largest_keys(
     *,
     keys_of: Callable[[Any], list[jax.Array]] = magnitude_keys,
     by_leaf: bool = False,
+    stacked: tuple[bool, ...] | None = None,
 ) -> jax.Array:
     r"""The k-th largest key of all leaves together, or of each leaf, unchecked.
 
@@ -175,6 +176,8 @@ def kth_largest_keys(
         >= -1. It is called within the loop, where it fuses with the counting: the keys
         themselves are never stored.
       by_leaf: whether each leaf is ranked on its own.
+      stacked: which arrays of keys are several leaves along their first axis, which
+        `by_leaf` ranks each on its own; None: none.
 
     Returns:
       Array like `k`, of the keys' dtype.
@@ -184,8 +187,13 @@ def kth_largest_keys(
     shapes = jax.eval_shape(keys_of, tree)
     signed = shapes[0].dtype
     unsigned = _UNSIGNED[signed.itemsize]
-    sizes = np.array([key.size for key in shapes])
-    sizes = sizes if by_leaf else sizes.sum(keepdims=True)
+    stacked = stacked or (False,) * len(shapes)
+    sizes, places = [], []
+    for key, rows in zip(shapes, stacked, strict=True):
+        leaves = key.shape[0] if rows else 1
+        places.append(slice(len(sizes), len(sizes) + leaves))
+        sizes += [key.size // leaves] * leaves
+    sizes = np.array(sizes) if by_leaf else np.array([sum(sizes)])
     count = count_dtype(sizes.max())
     k = jnp.asarray(k, count)
 
@@ -197,6 +205,11 @@ def kth_largest_keys(
         aims = jnp.minimum(jnp.clip(aims, 1, most).astype(unsigned), high - low)
         return (low + aims).astype(signed)
 
+    def of_leaf(pivots, place, rows):
+        if not by_leaf:
+            return pivots[:, 0]
+        return pivots[:, place, None] if rows else pivots[:, place.start]
+
     def unfinished(carry):
         low, high, *_ = carry
         return jnp.any(low < high)
@@ -206,14 +219,11 @@ def kth_largest_keys(
         # The barrier makes the keys depend on the loop: XLA would otherwise compute
         # them once before it, and store them.
         leaves, pivots = lax.optimization_barrier((tree, pivots))
-        reached = jnp.stack(
-            _backend.sums_by_leaf(
-                [
-                    [(key >= pivot).astype(count) for pivot in pivots[:, i * by_leaf]]
-                    for i, key in enumerate(keys_of(leaves))
-                ]
-            )
-        )
+        counts = [
+            [(key >= pivot).astype(count) for pivot in of_leaf(pivots, place, rows)]
+            for key, place, rows in zip(keys_of(leaves), places, stacked, strict=True)
+        ]
+        reached = jnp.stack(_backend.sums_by_leaf(counts, stacked))
         if not by_leaf:
             reached = jnp.sum(reached, axis=1, dtype=count, keepdims=True)
         reaches = reached >= k[None]

@@ -72,6 +72,50 @@ def test_sums_of_pairs(dtype):
 
 
 @pytest.mark.usefixtures("form")
+def test_sums_of_stacked_leaves():
+    x = [normal(0, 3, 7), normal(1, 2, 2), normal(2, 4, 5)]
+    stacked, values = (True, False, True), [*x[0], x[1], *x[2]]
+
+    @jax.jit
+    def sums(x):
+        counts = _backend.sums_by_leaf(
+            [[(x > t).astype(jnp.int32) for t in (-0.5, 0.5)] for x in x], stacked
+        )
+        squares = _backend.pair_sums_by_leaf(
+            lambda i, x: (x * x, -2 * x * x), x, stacked=stacked
+        )
+        return counts, squares
+
+    counts, squares = sums(x)
+    expected = [[np.sum(v > t) for v in values] for t in (-0.5, 0.5)]
+    np.testing.assert_array_equal(jnp.stack(counts), expected)
+    expected = [[f * np.sum(v * v) for v in values] for f in (1, -2)]
+    np.testing.assert_allclose(jnp.stack(squares), expected, rtol=1e-5)
+
+
+def test_blocks_are_of_small_leaves_of_one_size_and_dtype(monkeypatch):
+    leaves = [np.zeros((2, 3)), np.zeros(70_000), np.zeros(6), np.zeros(0), np.zeros(5)]
+    leaves += [np.zeros(6, np.float16), np.zeros(70_000), np.zeros(0)]
+    separate = [(i,) for i in range(len(leaves))]
+    seen = []
+
+    @jax.jit
+    def blocks(leaves):
+        seen.append(_backend.blocks_of(leaves, leaves))
+        return _backend.stack(leaves, seen[-1])
+
+    monkeypatch.setattr(_backend, "_may_reshape", lambda tree: True)
+    shapes = [array.shape for array in blocks(leaves)]
+    assert seen.pop() == [(0, 2), (1,), (3,), (4,), (5,), (6,), (7,)]
+    assert shapes == [(2, 6), (70_000,), (0,), (5,), (6,), (70_000,), (0,)]
+    assert _backend.blocks_of(leaves) == separate  # not compiled
+    monkeypatch.setattr(_backend, "_may_reshape", lambda tree: False)
+    jax.clear_caches()
+    blocks(leaves)
+    assert seen.pop() == separate
+
+
+@pytest.mark.usefixtures("form")
 def test_sums_under_vmap():
     x = normal(0, 3, 3 * 2**17)
 
@@ -101,6 +145,8 @@ def steps(tx, params, gradients):
 @pytest.mark.parametrize("variant", ["v1", "v2", "v3", "v4"])
 def test_forms_agree_on_whole_steps(variant, scope, monkeypatch):
     shapes = {"large": (512, 768), "odd": (257, 257), "bias": (768,), "scalar": ()}
+    # Not all in a row: leaves of one size are counted together on one device.
+    shapes |= {"kernel": (3, 5), "scale": (768,), "head": (15,), "last": (5, 3)}
     # v1 and v3 take sums of squares, in another order in each form. On a grid of 1/4
     # these are exact, so there too every bit is the same; but only in the first step.
     exact = variant in ("v2", "v4")
@@ -186,9 +232,9 @@ def test_passes_over_the_data_are_few(dtype, monkeypatch):
     passes = []
     plain = _backend.sums_by_leaf
 
-    def counted(leaves):
+    def counted(*arguments):
         jax.debug.callback(lambda: passes.append(None))
-        return plain(leaves)
+        return plain(*arguments)
 
     monkeypatch.setattr(_backend, "sums_by_leaf", counted)
     rng = np.random.default_rng(0)
