@@ -110,8 +110,12 @@ def steps(settings: Settings) -> list[Table]:
 
 def linearity(settings: Settings) -> list[Table]:
     """The cost of a parameter at growing sizes."""
-    rows = step_cost.linearity(settings.linear_sizes, max(3, settings.repeats // 2))
-    return [Table("Linearity", "All sizes by turns in one run.", rows)]
+    rows = step_cost.linearity(settings.linear_sizes, 2 * settings.repeats)
+    note = (
+        "All sizes by turns in one run. / line: to the line t = c n that is nearest to "
+        "the sizes of this optimizer."
+    )
+    return [Table("Linearity", note, rows)]
 
 
 def rival_forms(settings: Settings) -> list[Table]:

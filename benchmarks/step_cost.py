@@ -204,14 +204,16 @@ def linearity(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
     times = timing.interleave(runs, repeats, label="linearity")
     rows = []
     for name in methods:
+        costs = {n: 1e6 * float(np.nanmedian(times[name, n])) / n for n in fitting}
+        # Of all t = c n the one whose largest relative deviation is least.
+        line = np.sqrt(min(costs.values()) * max(costs.values()))
         for size in sizes:
             row: dict[str, Any] = {"optimizer": name, "n": size}
             if size in fitting:
-                own, first = times[name, size], times[name, fitting[0]]
-                relative = timing.ratio(own, first) * fitting[0] / size
-                row |= timing.spread(own) | {
-                    "ns a parameter": 1e6 * float(np.nanmedian(own)) / size,
-                    f"a parameter / at {fitting[0]:.0e}": relative,
+                row |= timing.spread(times[name, size]) | {
+                    "ns a parameter": costs[size],
+                    f"/ at {fitting[0]:.0e}": costs[size] / costs[fitting[0]],
+                    "/ line": costs[size] / line,
                 }
             else:
                 row["skipped"] = "memory"
