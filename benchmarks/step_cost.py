@@ -206,7 +206,7 @@ def linearity(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
     for name in methods:
         costs = {n: 1e6 * float(np.nanmedian(times[name, n])) / n for n in fitting}
         # Of all t = c n the one whose largest relative deviation is least.
-        line = np.sqrt(min(costs.values()) * max(costs.values()))
+        line = np.sqrt(min(costs.values()) * max(costs.values())) if costs else np.nan
         for size in sizes:
             row: dict[str, Any] = {"optimizer": name, "n": size}
             if size in fitting:

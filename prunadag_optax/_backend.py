@@ -81,10 +81,10 @@ def _of_leaves(parts: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
     for n in sorted({rows for _, rows in shapes}):
         members = [i for i, (_, rows) in enumerate(shapes) if rows == n]
         columns = zip(*(parts[i] for i in members), strict=True)
-        sums.append(_reduce([lax.concatenate(column, 0) for column in columns], 1))
+        sums.append(_reduce([jnp.concatenate(column) for column in columns], 1))
         order += [j for i in members for j in range(firsts[i], firsts[i + 1])]
     back = np.argsort(order)
-    return [lax.concatenate(column, 0)[back] for column in zip(*sums, strict=True)]
+    return [jnp.concatenate(column)[back] for column in zip(*sums, strict=True)]
 
 
 def blocks_of(*columns: Sequence[jax.Array]) -> list[tuple[int, ...]]:
@@ -150,7 +150,7 @@ def _plain_sums(leaves: Sequence[jax.Array], stacked: Sequence[bool]) -> jax.Arr
         jnp.sum(x, axis=tuple(range(rows, x.ndim)), dtype=x.dtype).reshape(-1)
         for x, rows in zip(leaves, stacked, strict=True)
     ]
-    return lax.concatenate(sums, 0)
+    return jnp.concatenate(sums)
 
 
 def pair_sums_by_leaf(

@@ -54,6 +54,9 @@ MORE_SETTINGS = [
     AVERAGED | {"variant": "relevant_only"},
 ]
 ALL_SETTINGS = SETTINGS + MORE_SETTINGS
+# The two suites test much the same, so the second leaves out what the first has, save
+# the defaults and the other scope.
+CONTRIB_SETTINGS = [SETTINGS[1], SETTINGS[3], *MORE_SETTINGS]
 
 
 def _suite(path, name, marker, names, *, edits=(), lookup=None, without=None):
@@ -129,7 +132,7 @@ ContribTest = _suite(
     "_ALL_OPTIMIZERS_UNDER_TEST = tuple(",
     {
         "_MAIN_OPTIMIZERS_UNDER_TEST": _entries(
-            ALL_SETTINGS, wrapper_name=None, wrapper_kwargs=None
+            CONTRIB_SETTINGS, wrapper_name=None, wrapper_kwargs=None
         ),
         "_OTHER_OPTIMIZERS_UNDER_TEST": [],
     },
