@@ -1,0 +1,164 @@
+"""One page of all results: claims, tables and figures, `article.md`."""
+
+import pathlib
+
+from benchmarks.article import checks, claims, figures, tables
+from benchmarks.article.results import Results
+from benchmarks.article.runs import STARTS
+from prunadag_optax import _tables
+
+# Written by `python -m benchmarks.readings`, beside the page.
+READINGS = "readings.md"
+
+TITLES = {
+    "least_squares": "Random least squares",
+    "sparco": "SPARCO",
+    "sparse_coding": "Sparse coding",
+    "classification": "Binary classification",
+}
+
+_TABLES = {
+    "least_squares": (
+        "table_2_least_squares",
+        tables.table_2,
+        "rho",
+        "Table 2: rho. Mean ± standard deviation (median) over the runs; below it the "
+        "article's mean, where it is at hand, and the measured mean in units of it.",
+    ),
+    "sparco": (
+        "table_3_sparco",
+        tables.table_3,
+        "rho",
+        "Table 3: rho. Mean ± standard deviation (median) over the runs. The published "
+        "figures are not at hand; the claim on them is above.",
+    ),
+    "classification": (
+        "table_4_classification",
+        tables.table_4,
+        "accuracy",
+        "Table 4: test accuracy (%). Mean ± standard deviation over the runs; below it "
+        "the article's mean, where it is at hand, and the difference in points. "
+        "Musk1 is Musk, version 1, which the article's MOLECULE is taken to be. "
+        "gisette_like is not GISETTE, so the article's figures of that stand alone in "
+        "benchmarks/article/published.py.",
+    ),
+}
+
+
+def _about(results: Results) -> str:
+    """The commands, how long they took, where, and what was left out."""
+    lines = []
+    environments: dict[str, list[str]] = {}
+    for name, family in results.items():
+        about = family.about
+        quick = "**A quick run, of few iterations: no verdict means anything.** "
+        lines.append(
+            f"* {TITLES[name]}: {quick * about['quick']}`{about['command']}`, "
+            f"{about['runs']} runs, {about['seconds'] / 60:.1f} minutes for this family"
+        )
+        for problem, reason in about["missing"].items():
+            lines.append(f"  * without {problem}: {reason}")
+        known = about["environment"]
+        versions = ", ".join(f"{k} {v}" for k, v in known["versions"].items())
+        where = f"{known['backend']}, {known['architecture']}, {known['cores']} cores"
+        environments.setdefault(f"{where}; {versions}", []).append(TITLES[name])
+    for where, titles in environments.items():
+        lines.append(f"* On {where} ({', '.join(titles)}).")
+    return "\n".join(lines)
+
+
+def _claims(results: Results) -> str:
+    found = list(enumerate(claims.claims(results), 1))
+    judged = [
+        {
+            "": str(i),
+            "family": TITLES[claim.source],
+            "claim": claim.text,
+            "verdict": f"**{claim.verdict}**",
+            "evidence": claim.evidence,
+        }
+        for i, claim in found
+    ]
+    exceptions = [
+        {
+            "": str(i),
+            "cell": check.name,
+            "measured mean, and the article's": check.figures,
+        }
+        for i, claim in found
+        if claim.counted
+        for check in claim.exceptions
+    ]
+    lines = [tables.plain(judged, list(judged[0])), "", "What is checked:", ""]
+    lines += [f"{i}. {claim.rule}." for i, claim in found]
+    if exceptions:
+        lines += ["", "Exceptions, cell by cell:", ""]
+        lines.append(tables.plain(exceptions, list(exceptions[0])))
+    return "\n".join(lines)
+
+
+def _family(name: str, results: Results, folder: str, drawn: list[str]) -> str:
+    family = results[name]
+    parts = [f"## {TITLES[name]}"]
+    if name in _TABLES:
+        _, table, quantity, note = _TABLES[name]
+        parts += [note, tables.markdown(table(family), quantity)]
+    quantity = "accuracy" if name == "classification" else "rho"
+    parts += [
+        f"The best mean {quantity} at each sparsity; in brackets the percentage of "
+        "the runs in which that method was best.",
+        tables.ranking_markdown(tables.ranking(family, quantity)),
+    ]
+    parts += [
+        f"![{figure}]({folder}/{figure}.png)"
+        for figure in drawn
+        if figures.FIGURES[figure][0] == name
+    ]
+    return "\n\n".join(parts)
+
+
+def write(
+    results: Results, page: pathlib.Path, folder: pathlib.Path, start: str = "sparse"
+) -> None:
+    """Writes the page, the tables as CSV and the figures as PNG.
+
+    Args:
+      results: the families that were run.
+      page: of the Markdown file.
+      folder: for the tables and figures, beside the page.
+      start: where the runs began, a key of `runs.STARTS`.
+    """
+    drawn = figures.draw(results)
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png", dpi=110)
+    for name, family in results.items():
+        if family.problems:
+            quantity = "accuracy" if name == "classification" else "rho"
+            ranking = tables.columns(tables.ranking(family, quantity))
+            _tables.to_csv(ranking, folder / f"ranking_{name}.csv")
+            if name in _TABLES:
+                file, table, *_ = _TABLES[name]
+                columns = tables.columns(table(family))
+                _tables.to_csv(columns, folder / f"{file}.csv")
+    parts = [
+        "# The article's experiments",
+        "M. Porcelli, G. Seraghiti, Ph. L. Toint, prunAdag: an adaptive pruning-aware "
+        "gradient method, Comput. Optim. Appl. 93 (2026) 85-119, section 4, run anew "
+        f"in float64. Starts: {STARTS[start]}, scaled to length 1. rho is the gradient "
+        "norm after pruning.",
+        _about(results),
+        "## Claims",
+        *(
+            str(module.__doc__).partition("\n\n")[2].strip()
+            for module in (checks, claims)
+        ),
+        _claims(results),
+        f"What was tried where the article's figures do not come out, and what it "
+        f"leaves open: [{READINGS}]({READINGS}).",
+        *(
+            _family(name, results, folder.name, list(drawn))
+            for name, family in results.items()
+            if family.problems
+        ),
+    ]
+    page.write_text("\n\n".join(parts) + "\n")
