@@ -47,6 +47,7 @@ def scale_by_prunadag(
     decrease_schedule: optax.ScalarOrSchedule | None = None,
     momentum: chex.Numeric | None = None,
     scope: str = "global",
+    accumulation: str = "optimisable",
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The steps of `prunadag`, with the sign that optax's `scale_by_*` have.
@@ -66,6 +67,7 @@ def scale_by_prunadag(
       decrease_schedule: d_k, number or schedule; None is 1/(k+1).
       momentum: decay of the gradient average in [0, 1), or None.
       scope: "global" or "leaf".
+      accumulation: where w^O grows: "optimisable" or "all".
       accumulator_dtype: dtype of the weights; None keeps the parameters'.
 
     Returns:
@@ -88,6 +90,7 @@ def scale_by_prunadag(
     scores_of(relevance)
     _validation.check_relevant(relevant)
     _validation.check_choice("scope", scope, ("global", "leaf"))
+    _validation.check_choice("accumulation", accumulation, ("optimisable", "all"))
     _validation.check_dtype("accumulator_dtype", accumulator_dtype)
     _validation.check_scalar("initial_weight", initial_weight, above=0)
     if not callable(learning_rate):
@@ -153,9 +156,12 @@ def scale_by_prunadag(
         classes, direction = sorted_.classes, sorted_.direction
         # Both steps divide by the weights that are carried on, which are (9) on O_k and
         # (12) on D_k: so XLA can update every array in place, one loop for each.
-        optimisable_weight = weights.accumulate_on(
-            classes.optimisable, state.optimisable_weight, updates
-        )
+        if accumulation == "all":
+            optimisable_weight = weights.accumulate(state.optimisable_weight, updates)
+        else:
+            optimisable_weight = weights.accumulate_on(
+                classes.optimisable, state.optimisable_weight, updates
+            )
         decreasable_weight = weights.accumulate_on(
             classes.decreasable, state.decreasable_weight, params
         )
@@ -198,6 +204,7 @@ def prunadag(
     decrease_schedule: optax.ScalarOrSchedule | None = None,
     momentum: chex.Numeric | None = None,
     scope: str = "global",
+    accumulation: str = "optimisable",
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The prunAdag optimizer: Adagrad that keeps the model fit for pruning.
@@ -251,6 +258,9 @@ def prunadag(
         accumulates the raw gradient. None keeps no average.
       scope: "global": all leaves are one vector, as in the article; "leaf": T and the
         norms are per leaf.
+      accumulation: where w^O grows: on the "optimisable" components (the article: step
+        5 takes it back on D_k), or on "all". With "all" and `variant=capped("v3")` the
+        article's least squares can be pruned further (benchmarks/results/readings.md).
       accumulator_dtype: dtype of the weights and of the average, as a `jnp.dtype` or a
         name; None keeps the parameters'. Use "float32" for half-precision parameters.
 
@@ -292,6 +302,7 @@ def prunadag(
             decrease_schedule=decrease_schedule,
             momentum=momentum,
             scope=scope,
+            accumulation=accumulation,
             accumulator_dtype=accumulator_dtype,
         ),
         optax.scale(-1.0),

@@ -26,6 +26,7 @@ class Settings:
     relevance: str = "gradient"  # added: or "magnitude", "taylor"
     scope: str = "global"  # added: or "leaf"
     momentum: float | None = None  # added
+    accumulation: str = "optimisable"  # added: or "all", so w^O is not taken back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +171,8 @@ def _step_vector(x, g, w_O, w_D, m, k: int, settings: Settings) -> dict[str, Any
     # Step 5, equations (12), (11) and (17); w^O is taken back on D_k (16), and w^D
     # stays as it was on O_k (15).
     w_O_next = weight.copy()
-    w_O_next[D] = w_O[D]
+    if settings.accumulation == "optimisable":
+        w_O_next[D] = w_O[D]
     w_D_next = w_D.copy()
     w_D_next[D] = np.sqrt(w_D[D] ** 2 + x[D] ** 2)
     radius = np.full(n, np.nan)

@@ -84,6 +84,8 @@ SETTINGS = {
     "schedules": Settings(
         learning_rate=falling_rate, relevant=falling_count, decrease=slow_decrease
     ),
+    "all gradients": Settings(accumulation="all"),
+    "all gradients v4": Settings(accumulation="all", variant="v4", relevant=7),
     "constant decrease": Settings(decrease=0.01, variant="v4", momentum=0.5),
 }
 # A single vector is one leaf, so there the scopes cannot differ.
@@ -159,7 +161,9 @@ def arguments(settings: Settings) -> dict[str, Any]:
 def compiled(settings: Settings, **changes: Any) -> Any:
     """A loop over iterations, each from its own inputs, compiled once a setting."""
     inspect = {**arguments(settings), **changes}
-    tx = scale_by_prunadag(**inspect, initial_weight=settings.zeta)
+    tx = scale_by_prunadag(
+        **inspect, initial_weight=settings.zeta, accumulation=settings.accumulation
+    )
 
     def one(args):
         g, state, x = args

@@ -61,6 +61,7 @@ ALLOWED = {
     "variant": VARIANT,
     "relevance": RELEVANCE,
     "scope": SCOPE,
+    "accumulation": "accumulation must be 'optimisable' or 'all'; got",
     "initial_weight": "initial_weight must be a finite number > 0; got",
     "learning_rate": "learning_rate must be a finite number >= 0; got",
     "decrease_schedule": "decrease_schedule must be a finite number >= 0; got",
@@ -72,6 +73,7 @@ BAD = {
     "variant": ["v5", "", None, 3, ["v3"], abs, (abs,), (abs, abs, abs), (abs, 1.0)],
     "relevance": ["x", "Gradient", None, 3],
     "scope": ["x", "Global", None, ("global",)],
+    "accumulation": ["x", "All", None, True],
     "initial_weight": [0, 0.0, -0.01, NAN, INF, None, "x", True],
     "learning_rate": [-1, -1e-9, NAN, INF, None, "x", True],
     "decrease_schedule": [-1, -1e-9, NAN, INF, "x", True],
@@ -111,6 +113,7 @@ GOOD = {
     ],
     "relevance": ["gradient", "magnitude", "taylor", lambda gradients, params: params],
     "scope": ["global", "leaf"],
+    "accumulation": ["optimisable", "all"],
     "initial_weight": [1e-9, 1, np.float32(0.5), jnp.asarray(0.5)],
     "learning_rate": [0, 0.0, 10, jnp.asarray(0.5), optax.constant_schedule(0.1)],
     "decrease_schedule": [

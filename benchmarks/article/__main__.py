@@ -2,10 +2,10 @@
 
 Writes into the output folder (default: benchmarks/results) the page article.md and the
 folder article: per family the numbers (.npz), the tables (.csv) and the figures (.png);
-with --start dense, article_dense.md and article_dense. The page is made from all
-families that have numbers there, so that each can be run on its own. Data sets come
-from the folder in PRUNADAG_DATA, or are downloaded; a problem whose data are missing is
-left out, and the message says how to get them.
+with --setting written, article_as_written.md and article_as_written. The page is made
+from all families that have numbers there, so that each can be run on its own.
+Data sets come from the folder in PRUNADAG_DATA, or are downloaded; a problem whose data
+are missing is left out, and the message says how to get them.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from benchmarks.article import report, results, runs
-from benchmarks.article.methods import METHODS
+from benchmarks.article.methods import METHODS, SETTINGS, Setting
 from benchmarks.datasets import MissingData
 from benchmarks.problems import NAMES, Problem, problems, sparse_coding
 from benchmarks.speed import environment
@@ -33,6 +33,8 @@ DIVISORS = (50, 20, 5, 2)
 INFLUENCED = ("v1", "v2", "v3", "v4")
 # The digit is shown pruned by these shares.
 SHOWN = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+# Of the page and the folder.
+STEMS = {"published": "article", "written": "article_as_written"}
 QUICK_RUNS, QUICK_LIMIT, QUICK_CLASSIFICATION = 3, 1000, 300
 
 
@@ -52,14 +54,14 @@ def digits(data: runs.Batch, x: jax.Array) -> np.ndarray:
 
 
 def solve(
-    problem: Problem, data: runs.Batch, limit: int, bar: tqdm
+    problem: Problem, data: runs.Batch, setting: Setting, limit: int, bar: tqdm
 ) -> tuple[results.Methods, dict[str, float]]:
     """All methods on a problem: quantities, and seconds of each."""
     found, seconds = {}, {}
     for method in METHODS:
         bar.set_description(f"{problem.name}, {method}")
         began = time.perf_counter()
-        outcome, measured = runs.run(problem, data, method, limit)
+        outcome, measured = runs.run(problem, data, method, limit, setting)
         found[method] = runs.quantities(outcome, measured)
         if problem.family == "sparse_coding":
             found[method]["digits"] = digits(data, outcome.x)
@@ -69,7 +71,7 @@ def solve(
 
 
 def influence(
-    problem: Problem, data: runs.Batch, limit: int, bar: tqdm
+    problem: Problem, data: runs.Batch, setting: Setting, limit: int, bar: tqdm
 ) -> dict[str, results.Methods]:
     """The variants on a problem under other T, by "n/20" and the like."""
     found: dict[str, results.Methods] = {}
@@ -78,7 +80,7 @@ def influence(
         methods = found[f"n/{divisor}"] = {}
         for method in INFLUENCED:
             relevant = max(1, problem.size // divisor)
-            _, measured = runs.run(problem, data, method, limit, relevant)
+            _, measured = runs.run(problem, data, method, limit, setting, relevant)
             methods[method] = {"rho": np.asarray(measured.rho)}
         bar.update()
     return found
@@ -89,7 +91,7 @@ def measure(
     count: int,
     quick: bool,
     build: Callable[..., list[Problem]] = problems,
-    start: str = "sparse",
+    setting: str = "published",
 ) -> results.Family:
     """Runs a family.
 
@@ -98,7 +100,7 @@ def measure(
       count: runs of each method on each problem.
       quick: fewer iterations, and a small dictionary.
       build: makes the problems of a family, as `problems` does.
-      start: where the runs begin, a key of `runs.STARTS`.
+      setting: a key of `methods.SETTINGS`.
 
     Returns:
       The results; `about` has yet to hear of the command.
@@ -108,6 +110,7 @@ def measure(
             "family": name,
             "runs": count,
             "quick": quick,
+            "setting": setting,
             "missing": {},
             "problems": {},
             "digits": SHOWN,
@@ -129,8 +132,9 @@ def measure(
                 bar.update(len(METHODS))
                 continue
             limit = limit_of(problem, quick)
-            data = runs.batch(problem, count, start)
-            found, seconds = solve(problem, data, limit, bar)
+            chosen = SETTINGS[setting]
+            data = runs.batch(problem, count, chosen.start)
+            found, seconds = solve(problem, data, chosen, limit, bar)
             family.problems[problem_name] = found
             family.about["problems"][problem_name] = {
                 "size": problem.size,
@@ -139,7 +143,7 @@ def measure(
                 "seconds": seconds,
             }
             if name == "least_squares" and not family.influence:
-                family.influence.update(influence(problem, data, limit, bar))
+                family.influence.update(influence(problem, data, chosen, limit, bar))
     family.about["seconds"] = time.perf_counter() - began
     return family
 
@@ -151,10 +155,11 @@ def main() -> None:
     )
     parser.add_argument("family", choices=[*NAMES, "all"])
     parser.add_argument(
-        "--start",
-        choices=runs.STARTS,
-        default="sparse",
-        help="what x_0 is; other starts have a page and folder of their own",
+        "--setting",
+        choices=SETTINGS,
+        default="published",
+        help="what the text leaves open: as the published figures need it, or as "
+        "written, with a page and folder of its own",
     )
     parser.add_argument("--runs", type=int, help="20; with --quick 3")
     parser.add_argument(
@@ -174,7 +179,7 @@ def main() -> None:
     if output is None:
         temporary = arguments.quick and not arguments.figures_only
         output = pathlib.Path(tempfile.mkdtemp()) if temporary else RESULTS
-    stem = "article" if arguments.start == "sparse" else f"article_{arguments.start}"
+    stem = STEMS[arguments.setting]
     folder, page = output / stem, output / f"{stem}.md"
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -186,11 +191,11 @@ def main() -> None:
         command = known.pop("command")
         names = NAMES if arguments.family == "all" else [arguments.family]
         for name in names:
-            family = measure(name, count, arguments.quick, start=arguments.start)
+            family = measure(name, count, arguments.quick, setting=arguments.setting)
             family.about.update(command=command, environment=known)
             results.save(family, folder / f"{name}.npz")
     found = results.load_all(folder, tuple(NAMES))
-    report.write(found, page, folder, arguments.start)
+    report.write(found, page, folder, arguments.setting)
     print(f"{'A quick run, in ' if arguments.quick else ''}{page}")
 
 

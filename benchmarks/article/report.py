@@ -3,6 +3,7 @@
 import pathlib
 
 from benchmarks.article import checks, claims, figures, tables
+from benchmarks.article.methods import SETTINGS
 from benchmarks.article.results import Results
 from benchmarks.article.runs import STARTS
 from prunadag_optax import _tables
@@ -45,6 +46,20 @@ _TABLES = {
 }
 
 
+# On the exceptions in the setting "published".
+EXPLAINED = f"""What there is to say of the exceptions:
+
+* v3 on A1 and A2: where some runs converge and others do not, the mean is decided by
+  the largest few, and means over 20 other runs lie far apart ({READINGS}, "Means of
+  v3").
+* MNIST with 700 of the 1,000 digits for training: almost every method is above the
+  article by about the same, Frank-Wolfe too, which has neither weights nor classes. So
+  it is the data and not the methods; with 300 for training, "MNIST 30:70", almost all
+  are at its figures. The other data agree as they are split in the text.
+* Adagrad on REGED0 and A9A: not explained; its rows on A1 and A2 agree.
+* The others miss the bound by less than two standard errors."""
+
+
 def _about(results: Results) -> str:
     """The commands, how long they took, where, and what was left out."""
     lines = []
@@ -65,6 +80,23 @@ def _about(results: Results) -> str:
     for where, titles in environments.items():
         lines.append(f"* On {where} ({', '.join(titles)}).")
     return "\n".join(lines)
+
+
+def _setting(name: str) -> str:
+    """What was run, and where the other setting's page is."""
+    start, zeta, shift = SETTINGS[name]
+    step = "1/(k+1)" if shift == 1 else f"{shift:g}/(k+{shift:g})"
+    why = {
+        "published": "Under these settings the published rows come out; the text says "
+        "T nonzeros, zeta = 0.01 (but zeta under the root in (16), which is this) and "
+        "1/(k+1). The same experiments as the text has them: `--setting written`.",
+        "written": "These are the article's words; its figures are those of other "
+        "settings: [article.md](article.md).",
+    }
+    return (
+        f"Setting: starts of {STARTS[start]}, scaled to length 1; weights that begin "
+        f"at {zeta:g}; steps {step} of FW1, k from 0. {why[name]}"
+    )
 
 
 def _claims(results: Results) -> str:
@@ -118,7 +150,7 @@ def _family(name: str, results: Results, folder: str, drawn: list[str]) -> str:
 
 
 def write(
-    results: Results, page: pathlib.Path, folder: pathlib.Path, start: str = "sparse"
+    results: Results, page: pathlib.Path, folder: pathlib.Path, setting: str
 ) -> None:
     """Writes the page, the tables as CSV and the figures as PNG.
 
@@ -126,7 +158,7 @@ def write(
       results: the families that were run.
       page: of the Markdown file.
       folder: for the tables and figures, beside the page.
-      start: where the runs began, a key of `runs.STARTS`.
+      setting: of the runs, a key of `methods.SETTINGS`.
     """
     drawn = figures.draw(results)
     for name, figure in drawn.items():
@@ -144,8 +176,8 @@ def write(
         "# The article's experiments",
         "M. Porcelli, G. Seraghiti, Ph. L. Toint, prunAdag: an adaptive pruning-aware "
         "gradient method, Comput. Optim. Appl. 93 (2026) 85-119, section 4, run anew "
-        f"in float64. Starts: {STARTS[start]}, scaled to length 1. rho is the gradient "
-        "norm after pruning.",
+        "in float64. rho is the gradient norm after pruning.",
+        _setting(setting),
         _about(results),
         "## Claims",
         *(
@@ -153,6 +185,7 @@ def write(
             for module in (checks, claims)
         ),
         _claims(results),
+        *([EXPLAINED] if setting == "published" else []),
         f"What was tried where the article's figures do not come out, and what it "
         f"leaves open: [{READINGS}]({READINGS}).",
         *(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.article.methods import METHODS, VARIANTS, Settings, settings_of
+from benchmarks.article.methods import METHODS, VARIANTS, Setting, Settings, settings_of
 from benchmarks.article.pruning import Robustness, evaluate
 from benchmarks.problems import Problem
 from prunadag_optax.prunadag import classification_at
@@ -196,7 +196,7 @@ def start_of(problem: Problem, seed: int, start: str) -> np.ndarray:
     return x / np.linalg.norm(x)
 
 
-def batch(problem: Problem, runs: int, start: str = "sparse") -> Batch:
+def batch(problem: Problem, runs: int, start: str) -> Batch:
     """The instances and starts of runs 0, 1, ..., stacked.
 
     Args:
@@ -221,6 +221,7 @@ def run(
     data: Batch,
     method: str,
     limit: int,
+    setting: Setting,
     relevant: int | None = None,
 ) -> tuple[Outcome, Robustness]:
     """All runs of a method on a problem, and what pruning does to their results.
@@ -230,6 +231,7 @@ def run(
       data: its arrays, from `batch`.
       method: a key of METHODS.
       limit: iterations at most.
+      setting: of `methods.SETTINGS`; its start is that of `data`.
       relevant: T; None is the problem's own.
 
     Returns:
@@ -238,7 +240,7 @@ def run(
     outcome = _solve_all(
         problem.loss,
         method,
-        settings_of(problem, relevant),
+        settings_of(problem, setting, relevant),
         *data,
         recording_points(limit),
     )

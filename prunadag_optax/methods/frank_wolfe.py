@@ -444,16 +444,22 @@ def frank_wolfe(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def fw1(radius: Any, support: chex.Numeric) -> optax.GradientTransformationExtraArgs:
+def fw1(
+    radius: Any, support: chex.Numeric, shift: chex.Numeric = 1.0
+) -> optax.GradientTransformationExtraArgs:
     r"""FW1: deterministic Frank-Wolfe on the k-support ball, open-loop steps.
 
-    .. math:: x_{k+1} = x_k + \eta_k (v_k - x_k), \quad \eta_k = 1 / (k + 1)
+    .. math::
+      x_{k+1} = x_k + \eta_k (v_k - x_k), \quad \eta_k = c / (k + c), \quad c = 1
 
-    The first step leads to v_0 wherever x_0 is.
+    The first step leads to v_0 wherever x_0 is. With c = 2, the usual step of
+    Frank-Wolfe, x_k forgets the first vertices faster, as the average of the vertices
+    that it is has weights that grow with k; with c = 1 it is their plain mean.
 
     Args:
       radius: tau > 0, of the one ball around all parameters.
       support: T: a fraction of n in (0, 1] as a float, or a count as an integer.
+      shift: c > 0.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`.
@@ -472,9 +478,13 @@ def fw1(radius: Any, support: chex.Numeric) -> optax.GradientTransformationExtra
     References:
       M. Porcelli, G. Seraghiti, Ph. L. Toint, prunAdag: an adaptive pruning-aware
       gradient method, Comput. Optim. Appl. 93 (2026) 85-119, section 4.
+
+      M. Jaggi, Revisiting Frank-Wolfe: projection-free sparse convex optimization,
+      ICML 2013, Algorithm 1 (c = 2).
     """
+    _validation.check_scalar("shift", shift, above=0)
     return frank_wolfe(
-        lambda count: 1.0 / (count + 1.0),
+        lambda count: shift / (count + shift),
         radius,
         support,
         rescale=None,
