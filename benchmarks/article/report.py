@@ -49,9 +49,9 @@ _TABLES = {
 # On the exceptions in the setting "published".
 EXPLAINED = f"""What there is to say of the exceptions:
 
-* v3 on A1 and A2, v2 on A2: where some runs converge and others do not, the mean is decided by
-  the largest few, and means over 20 other runs lie far apart ({READINGS}, "Means of
-  v3").
+* v3 on A1 and A2, v2 on A2: where some runs converge and others do not, the mean is
+  decided by the largest few, and means over 20 other runs lie far apart ({READINGS},
+  "Means of v3").
 * MNIST with 700 of the 1,000 digits for training: almost every method is above the
   article by about the same, Frank-Wolfe too, which has neither weights nor classes. So
   it is the data and not the methods; with 300 for training, "MNIST 30:70", almost all

@@ -42,6 +42,11 @@ def distance(found: dict[str, dict[str, Outcome]], studied: dict[str, Case]) -> 
     return float(np.nanmean(np.concatenate(far)))
 
 
+def _cell(name: str) -> str:
+    """A reading's name in a Markdown table, where | ends a cell."""
+    return name.replace("|", r"\|")
+
+
 def _figure(value: float, case: Case) -> str:
     if not np.isfinite(value):
         return "-"
@@ -68,7 +73,7 @@ def overview(found: Results, studied: dict[str, Case]) -> list[str]:
             mean = ", ".join(_figure(value, case) for value in figures.mean(0))
             cells.append(f"{mean} ({near} of {of})")
         cells.append(f"{distance(outcomes, studied):.2f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_cell(name)} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -98,7 +103,7 @@ def details(found: Results, studied: dict[str, Case]) -> list[str]:
                 ]
                 near, of = agreeing(case, variant, figures)
                 lines.append(
-                    f"| {variant} | {name} | {k.min()}-{k.max()} | "
+                    f"| {variant} | {_cell(name)} | {k.min()}-{k.max()} | "
                     f"{' | '.join(row)} | {near} of {of} |"
                 )
     return lines
@@ -120,7 +125,7 @@ def verdict(found: Results, studied: dict[str, Case]) -> list[str]:
             for title, variant in columns
         }
         cells = [f"{near} of {of}" for near, of in counts.values()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_cell(name)} | " + " | ".join(cells) + " |")
         for title, names in whole.items():
             if all(counts[title, v][0] == counts[title, v][1] for v in VARIANTS[:2]):
                 names.append(f'"{name}"')
