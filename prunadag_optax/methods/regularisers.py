@@ -1,0 +1,602 @@
+"""Regularisers of whole parameter trees: a value and its proximal operators.
+
+A `Regulariser` is what the proximal optimizers, dual averaging and the Bregman methods
+take. Each of the functions here makes one from a strength, which may be traced, and a
+choice of leaves; what they leave out is free, as biases and normalisation scales are
+by default.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from prunadag_optax import _validation, masks
+from prunadag_optax._precision import working
+from prunadag_optax.methods import frank_wolfe
+from prunadag_optax.methods import proximal_operators as operators
+from prunadag_optax.methods.groups import Axis, group_axes, group_norms, group_weight
+
+Where = masks.Where
+# What numbers the groups of a leaf; a function gives None for a leaf without groups.
+Groups = str | Callable[[tuple[Any, ...], jax.Array], Axis | None]
+
+GROUPS = ("input", "output", "rows", "columns")
+
+
+class Regulariser(NamedTuple):
+    """A penalty R on a parameter tree, as pure functions.
+
+    Attributes:
+      value: params -> R(params), a scalar in at least float32. Its gradient is the
+        shortest subgradient, 0 for what is zero.
+      prox: (params, scaling) -> argmin_z 1/2 ||z - params||^2 + scaling R(z), a pytree
+        like params.
+      weighted_prox: (params, metric, scaling) -> the same with 1/2 sum_i d_i (z_i -
+        x_i)^2, the metric d a pytree like params; None where there is no closed form.
+      separable: whether R is a sum over the leaves.
+    """
+
+    value: Callable[[optax.Params], jax.Array]
+    prox: Callable[[optax.Params, chex.Numeric], optax.Params]
+    weighted_prox: Callable[[optax.Params, Any, chex.Numeric], optax.Params] | None
+    separable: bool = True
+
+
+def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
+    """The leaves that are regularised unless a `where` says otherwise.
+
+    These are the leaves named "kernel" with at least two axes: Flax's weights, not its
+    biases, normalisation scales and embeddings. In a tree without names, all with at
+    least two axes; a tree that is one array is regularised whatever its axes.
+
+    Args:
+      path: key path of the leaf, as from `jax.tree_util.tree_map_with_path`.
+      leaf: the array, or anything with its shape.
+
+    Returns:
+      Whether the leaf is regularised.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from prunadag_optax.methods import regularisers
+      >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+      >>> jax.tree_util.tree_map_with_path(regularisers.is_kernel, params)
+      {'bias': False, 'kernel': True}
+    """
+    if not path:
+        return True
+    keys = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+    # The array of a Variable in an nnx.State is one level further down.
+    names = [key for key in keys if isinstance(key, str) and key != "value"]
+    return len(jnp.shape(leaf)) >= 2 and (not names or names[-1] == "kernel")
+
+
+def zero() -> Regulariser:
+    """No penalty: R = 0, with which every method is its smooth parent.
+
+    Returns:
+      The `Regulariser`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax.methods import proximal
+      >>> proximal.zero().prox(jnp.ones(2), 1.0)
+      Array([1., 1.], dtype=float32)
+    """
+    return Regulariser(
+        value=lambda params: jnp.zeros((), _dtype(jax.tree.leaves(params))),
+        prox=lambda params, scaling=1.0: params,
+        weighted_prox=lambda params, metric, scaling=1.0: params,
+    )
+
+
+def l1(strength: chex.Numeric, *, where: Where | None = None) -> Regulariser:
+    r"""The l1 norm.
+
+    .. math:: R(x) = \lambda \|x\|_1
+
+    Args:
+      strength: lambda >= 0, number or scalar array.
+      where: predicate (path, leaf) -> bool, True for the leaves to regularise; None is
+        `is_kernel`.
+
+    Returns:
+      The `Regulariser`.
+
+    Raises:
+      ValueError: for an argument out of range; the message names it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax.methods import proximal
+      >>> params = {"kernel": jnp.array([[3.0, -0.5]]), "bias": jnp.ones(2)}
+      >>> regulariser = proximal.l1(1.0)
+      >>> float(regulariser.value(params))
+      3.5
+      >>> regulariser.prox(params, 1.0)["kernel"]
+      Array([[2., 0.]], dtype=float32)
+    """
+    _validation.check_scalar("strength", strength, least=0)
+
+    def value(path, x):
+        del path
+        return strength * jnp.sum(_magnitudes(x))
+
+    return _by_leaf(
+        where or is_kernel,
+        value,
+        lambda path, x, s: operators.prox_l1(x, strength, s),
+        lambda path, x, d, s: operators.weighted_prox_l1(x, d, strength, s),
+    )
+
+
+def group_lasso(
+    strength: chex.Numeric,
+    groups: Groups = "input",
+    *,
+    where: Where | None = None,
+    reweight: bool = True,
+) -> Regulariser:
+    r"""The group lasso, which makes whole groups of weights zero.
+
+    .. math:: R(x) = \lambda \sum_g \sqrt{|g|}\, \|x_g\|_2
+
+    Args:
+      strength: lambda >= 0, number or scalar array.
+      groups: "input": a group is all weights of one input channel, axis -2 of a Flax
+        kernel; "output": of one output channel, axis -1; "rows" and "columns": each row
+        and column of each matrix [..., row, column], in kernels of more than two axes
+        for each position apart; or a function (path, leaf) -> the axis or axes that
+        number the groups, None for a leaf without.
+      where: predicate (path, leaf) -> bool, True for the leaves to regularise; None is
+        `is_kernel`, and every leaf where `groups` is a function.
+      reweight: whether the factor :math:`\sqrt{|g|}`, the root of the group's size, is
+        there; it makes groups of all sizes as likely to vanish.
+
+    Returns:
+      The `Regulariser`.
+
+    Raises:
+      ValueError: for an argument out of range; the message names it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax.methods import proximal
+      >>> params = {"kernel": jnp.array([[3.0, 4.0], [0.3, 0.4]])}
+      >>> regulariser = proximal.group_lasso(1.0, reweight=False)
+      >>> float(regulariser.value(params))
+      5.5
+      >>> regulariser.prox(params, 1.0)["kernel"]
+      Array([[2.4, 3.2],
+             [0. , 0. ]], dtype=float32)
+
+    References:
+      Yuan, Lin (2006); reweight as in equation (1.3) there.
+    """
+    _validation.check_scalar("strength", strength, least=0)
+    _check_groups(groups, reweight)
+
+    def value(path, x):
+        axis = _axis(groups, path, x)
+        weight = group_weight(x.shape, axis, reweight)
+        return strength * weight * jnp.sum(group_norms(x, axis))
+
+    def prox(path, x, scaling):
+        axis = _axis(groups, path, x)
+        return operators.prox_group_lasso(
+            x, strength, scaling, axis=axis, reweight=reweight
+        )
+
+    def weighted_prox(path, x, metric, scaling):
+        axis = _axis(groups, path, x)
+        return operators.weighted_prox_group_lasso(
+            x, metric, strength, scaling, axis=axis, reweight=reweight
+        )
+
+    return _by_leaf(_with_groups(groups, where), value, prox, weighted_prox)
+
+
+def group_mcp(
+    strength: chex.Numeric,
+    gamma: chex.Numeric,
+    groups: Groups = "input",
+    *,
+    where: Where | None = None,
+    reweight: bool = True,
+) -> Regulariser:
+    r"""The group MCP: a group lasso that does not shrink large groups.
+
+    .. math::
+      R(x) = \sum_g p_g(\|x_g\|_2), \quad
+      p_g(u) = \lambda_g u - \frac{u^2}{2 \gamma} \text{ for } u \le \gamma \lambda_g,
+      \text{ else } \tfrac12 \gamma \lambda_g^2, \quad \lambda_g = \lambda \sqrt{|g|}
+
+    Args:
+      strength: lambda >= 0, number or scalar array.
+      gamma: > 0, number or scalar array: where a group's penalty is flat, in units of
+        its lambda_g. A proximal step is convex only if the metric times gamma exceeds
+        the step size; see `weighted_prox_group_mcp` for what happens elsewhere.
+      groups: as in `group_lasso`.
+      where: as in `group_lasso`.
+      reweight: whether lambda_g has the factor :math:`\sqrt{|g|}`.
+
+    Returns:
+      The `Regulariser`.
+
+    Raises:
+      ValueError: for an argument out of range; the message names it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax.methods import proximal
+      >>> params = {"kernel": jnp.array([[3.0, 4.0], [0.3, 0.4]])}
+      >>> regulariser = proximal.group_mcp(1.0, 2.0, reweight=False)
+      >>> float(regulariser.value(params))
+      1.4375
+      >>> regulariser.prox(params, 1.0)["kernel"]
+      Array([[3., 4.],
+             [0., 0.]], dtype=float32)
+
+    References:
+      Zhang (2010); Deleu, Bengio (2021).
+    """
+    _validation.check_scalar("strength", strength, least=0)
+    operators._check_gamma(gamma)
+    _check_groups(groups, reweight)
+
+    def value(path, x):
+        axis = _axis(groups, path, x)
+        lam = strength * group_weight(x.shape, axis, reweight)
+        # No penalty, not inf * 0, where gamma is infinite.
+        flat = jnp.where(lam == 0, 0, gamma * lam)
+        u = jnp.minimum(group_norms(x, axis), flat)
+        return jnp.sum(lam * u - u * u / (2 * gamma))
+
+    def prox(path, x, scaling):
+        axis = _axis(groups, path, x)
+        return operators.prox_group_mcp(
+            x, strength, gamma, scaling, axis=axis, reweight=reweight
+        )
+
+    def weighted_prox(path, x, metric, scaling):
+        axis = _axis(groups, path, x)
+        return operators.weighted_prox_group_mcp(
+            x, metric, strength, gamma, scaling, axis=axis, reweight=reweight
+        )
+
+    return _by_leaf(_with_groups(groups, where), value, prox, weighted_prox)
+
+
+def nuclear(strength: chex.Numeric, *, where: Where | None = None) -> Regulariser:
+    r"""The nuclear norm of every kernel, which makes them of low rank.
+
+    .. math:: R(x) = \lambda \sum_{\text{leaves}} \sum_i \sigma_i(X)
+
+    A kernel of more than two axes is one matrix [product of all but the last, last].
+
+    Args:
+      strength: lambda >= 0, number or scalar array.
+      where: predicate (path, leaf) -> bool, True for the leaves to regularise; None is
+        `is_kernel`.
+
+    Returns:
+      The `Regulariser`, without a weighted operator.
+
+    Raises:
+      ValueError: for an argument out of range; the message names it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax.methods import proximal
+      >>> regulariser = proximal.nuclear(2.0)
+      >>> x = jnp.diag(jnp.array([3.0, 1.0]))
+      >>> float(regulariser.value(x))
+      8.0
+      >>> regulariser.prox(x, 1.0)
+      Array([[1., 0.],
+             [0., 0.]], dtype=float32)
+    """
+    _validation.check_scalar("strength", strength, least=0)
+
+    def value(path, x):
+        del path
+        return strength * _nuclear_norm(operators.as_matrix(working(x)))
+
+    return _by_leaf(
+        where or is_kernel,
+        value,
+        lambda path, x, s: operators.prox_nuclear(x, strength, s),
+        None,
+    )
+
+
+def k_support(
+    strength: chex.Numeric, support: chex.Numeric, *, where: Where | None = None
+) -> Regulariser:
+    r"""The k-support norm of all regularised leaves as one vector.
+
+    .. math:: R(x) = \lambda \|x\|_k^{sp}
+
+    Args:
+      strength: lambda >= 0, number or scalar array.
+      support: k: a fraction of the components in (0, 1] as a float, or a count as an
+        integer; 1 is the l1 norm, all of them the Euclidean norm.
+      where: predicate (path, leaf) -> bool, True for the leaves to regularise; None is
+        `is_kernel`.
+
+    Returns:
+      The `Regulariser`, without a weighted operator and not separable.
+
+    Raises:
+      ValueError: for an argument out of range; the message names it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax.methods import proximal
+      >>> params = {"kernel": jnp.array([[4.0, 2.0, 1.0]]), "bias": jnp.ones(3)}
+      >>> float(proximal.k_support(1.0, 2).value(params))
+      5.0
+
+    References:
+      Argyriou, Foygel, Srebro (2012).
+    """
+    _validation.check_scalar("strength", strength, least=0)
+    frank_wolfe._check_support(support)
+
+    def split(params):
+        paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+        chosen = [i for i, row in enumerate(paths_leaves) if (where or is_kernel)(*row)]
+        return chosen, [leaf for _, leaf in paths_leaves], treedef
+
+    def value(params) -> Any:
+        chosen, leaves, _ = split(params)
+        if not chosen:
+            return jnp.zeros((), _dtype(leaves))
+        magnitudes = [_magnitudes(leaves[i]) for i in chosen]
+        nothing = sum(jnp.sum(m) for m in magnitudes) == 0
+        # At 0 the norm's own derivative is 0 / 0.
+        safe = [jnp.where(nothing, 1, m) for m in magnitudes]
+        norm = frank_wolfe.k_support_norm(safe, support)
+        return strength * jnp.where(nothing, 0, norm)
+
+    def prox(params, scaling: chex.Numeric = 1.0):
+        chosen, leaves, treedef = split(params)
+        moved: Any = operators.prox_k_support(
+            [leaves[i] for i in chosen], support, strength, scaling
+        )
+        for i, leaf in zip(chosen, moved, strict=True):
+            leaves[i] = leaf
+        return treedef.unflatten(leaves)
+
+    return Regulariser(value, prox, None, separable=False)
+
+
+def weighted_prox(
+    regulariser: Regulariser,
+    params: optax.Params,
+    metric: Any,
+    scaling: chex.Numeric = 1.0,
+    *,
+    steps: int = 100,
+    tolerance: float = 1e-8,
+) -> optax.Params:
+    r"""A regulariser's proximal operator in a diagonal metric, by whatever way it has.
+
+    .. math:: \arg\min_z Q(z), \quad
+       Q(z) = \tfrac12 \sum_i d_i (z_i - x_i)^2 + \eta R(z)
+
+    In closed form where the regulariser has one. Else by proximal-gradient steps from
+    z = x,
+
+    .. math:: z \leftarrow \mathrm{prox}_{\theta \eta R} (z - \theta d (z - x)), \quad
+       \theta = 1 / \max_i d_i
+
+    with a theta for each leaf if R is separable, until one step lowers Q by less than
+    `tolerance` of (\|Q\| + 1), after two steps at least. Leaves that R leaves free are
+    exact from the start. The wider the metric spreads, the less far the small d get.
+
+    Args:
+      regulariser: R.
+      params: pytree of x.
+      metric: pytree of d > 0.
+      scaling: eta >= 0.
+      steps: most steps to take.
+      tolerance: see above.
+
+    Returns:
+      Pytree like `params`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax.methods import proximal
+      >>> x, d = jnp.diag(jnp.array([3.0, 1.0])), jnp.full((2, 2), 2.0)
+      >>> proximal.weighted_prox(proximal.nuclear(4.0), x, d)
+      Array([[1., 0.],
+             [0., 0.]], dtype=float32)
+
+    References:
+      Z.-S. Huang, C.-p. Lee, Regularized adaptive momentum dual averaging with an
+      efficient inexact subproblem solver for training structured neural network,
+      NeurIPS 2024, algorithm 2 and the stopping rule of its experiments.
+    """
+    if regulariser.weighted_prox is not None:
+        return regulariser.weighted_prox(params, metric, scaling)
+    leaves, treedef = jax.tree.flatten(params)
+    if not regulariser.separable:
+        return _by_gradient(regulariser, params, metric, scaling, steps, tolerance)
+
+    def alone(i: int, tree: Any) -> Any:
+        """The tree with one leaf only."""
+        parts = [leaf if i == j else None for j, leaf in enumerate(tree)]
+        return treedef.unflatten(parts)
+
+    metrics = treedef.flatten_up_to(metric)
+    solved = [
+        _by_gradient(
+            regulariser, alone(i, leaves), alone(i, metrics), scaling, steps, tolerance
+        )
+        for i in range(len(leaves))
+    ]
+    return treedef.unflatten([jax.tree.leaves(tree)[0] for tree in solved])
+
+
+def _by_gradient(regulariser, params, metric, scaling, steps, tolerance) -> Any:
+    """Proximal-gradient steps of one length for all leaves."""
+    if not sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)):
+        return params
+    x, d = (jax.tree.map(working, tree) for tree in (params, metric))
+    largest = functools.reduce(jnp.maximum, [jnp.max(v) for v in jax.tree.leaves(d)])
+    length = 1 / jnp.where(largest == 0, 1, largest)
+
+    def objective(z):
+        distances = jax.tree.map(lambda z, x, d: jnp.sum(d * (z - x) ** 2), z, x, d)
+        return sum(jax.tree.leaves(distances)) / 2 + scaling * regulariser.value(z)
+
+    def step(carry):
+        count, z, before, _ = carry
+        z = jax.tree.map(
+            lambda z, x, d: z - (length * d).astype(z.dtype) * (z - x), z, x, d
+        )
+        z = regulariser.prox(z, length * scaling)
+        after = objective(z)
+        small = before - after < tolerance * (jnp.abs(after) + 1)
+        return count + 1, z, after, small & (count > 0)
+
+    def unfinished(carry):
+        return (carry[0] < steps) & ~carry[-1]
+
+    start = jnp.zeros((), jnp.int32), x, objective(x), jnp.zeros((), bool)
+    _, z, _, _ = lax.while_loop(unfinished, step, start)
+    return jax.tree.map(lambda z, x: z.astype(jnp.result_type(x)), z, params)
+
+
+def group_sparsity(
+    params: optax.Params, groups: Groups = "input", *, where: Where | None = None
+) -> jax.Array:
+    r"""The weighted group sparsity: the share of weights in groups that are all zero.
+
+    .. math:: \frac{\sum_{g:\, x_g = 0} |g|}{\sum_g |g|}
+
+    Args:
+      params: pytree of arrays.
+      groups: as in `group_lasso`.
+      where: as in `group_lasso`.
+
+    Returns:
+      float32 scalar in [0, 1]; 0 if no leaf has groups.
+
+    Raises:
+      ValueError: for unknown `groups`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax.methods import proximal
+      >>> params = {"kernel": jnp.array([[3.0, 0.0], [0.0, 0.0]]), "bias": jnp.ones(2)}
+      >>> float(proximal.group_sparsity(params))
+      0.5
+
+    References:
+      Huang, Lee (2024), section 4.
+    """
+    _check_groups(groups, True)
+    chosen = _with_groups(groups, where)
+    dead, size = jnp.zeros((), jnp.float32), 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not chosen(path, leaf):
+            continue
+        axes = group_axes(jnp.shape(leaf), _axis(groups, path, leaf))
+        # Over groups of one leaf all sizes are the same.
+        alive = jnp.any(masks.nonzero(leaf), axis=axes)
+        dead += leaf.size * (1 - jnp.mean(alive)) if leaf.size else 0
+        size += leaf.size
+    return jnp.asarray(dead / max(size, 1), jnp.float32)
+
+
+def _check_groups(groups: Any, reweight: Any) -> None:
+    if not callable(groups):
+        _validation.check_choice("groups", groups, GROUPS)
+    if not isinstance(reweight, bool):
+        raise ValueError(f"reweight must be True or False; got {reweight!r}.")
+
+
+def _with_groups(groups: Groups, where: Where | None) -> Where:
+    """The leaves that are in groups."""
+    if callable(groups):
+        return lambda path, leaf: (
+            (where is None or where(path, leaf)) and groups(path, leaf) is not None
+        )
+    return where or is_kernel
+
+
+def _axis(groups: Groups, path: tuple[Any, ...], leaf: Any) -> Axis:
+    """What numbers the groups of a leaf that has them."""
+    shape = jnp.shape(leaf)
+    if callable(groups):
+        axis = groups(path, leaf)
+        assert axis is not None
+        return axis
+    if len(shape) < 2:
+        raise ValueError(
+            f"groups={groups!r} needs leaves with at least two axes; "
+            f"params{jax.tree_util.keystr(path)} has shape {shape}. Leave it out with "
+            "`where`, or give a function for `groups`."
+        )
+    last = len(shape) - 1
+    return {
+        "input": last - 1,
+        "output": last,
+        "rows": tuple(range(last)),
+        "columns": (*range(last - 1), last),
+    }[groups]
+
+
+def _by_leaf(where: Where, value, prox, weighted_prox) -> Regulariser:
+    """A sum over leaves, from functions of a path and a leaf."""
+
+    def value_of(params):
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        values = [value(path, leaf) for path, leaf in leaves if where(path, leaf)]
+        return sum(values, start=jnp.zeros((), _dtype([leaf for _, leaf in leaves])))
+
+    def prox_of(params, scaling: chex.Numeric = 1.0):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: prox(path, x, scaling) if where(path, x) else x, params
+        )
+
+    def weighted_prox_of(params, metric, scaling: chex.Numeric = 1.0):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x, d: (
+                weighted_prox(path, x, d, scaling) if where(path, x) else x
+            ),
+            params,
+            metric,
+        )
+
+    return Regulariser(
+        value_of, prox_of, None if weighted_prox is None else weighted_prox_of
+    )
+
+
+def _magnitudes(x: jax.Array) -> jax.Array:
+    """|x|, with the derivative 0 at 0: jax's own is 1 there."""
+    x = working(x)
+    return x * lax.stop_gradient(jnp.sign(x))
+
+
+def _nuclear_norm(x: jax.Array) -> jax.Array:
+    """The sum of the singular values, with the subgradient U V^T of those not 0."""
+    if not x.size:
+        return jnp.zeros((), x.dtype)
+    u, sigma, v = jnp.linalg.svd(lax.stop_gradient(x), full_matrices=False)
+    rounding = jnp.max(sigma) * max(x.shape) * jnp.finfo(x.dtype).eps
+    return jnp.sum(x * ((u * (sigma > rounding)[None]) @ v))
+
+
+def _dtype(leaves: list[Any]) -> Any:
+    return jnp.result_type(jnp.float32, *leaves)
