@@ -339,7 +339,7 @@ def test_k_support_between_l1_and_the_block_threshold(x, k, lam):
 
 def test_k_support_of_a_tree_is_that_of_one_vector():
     rng = np.random.default_rng(7)
-    tree = {"a": rng.normal(size=(2, 3)), "b": [rng.normal(size=4), np.zeros((0, 2))]}
+    tree = {"a": rng.normal(size=(6, 5)), "b": [rng.normal(size=10), np.ones((0, 2))]}
     flat = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
     z = proximal.prox_k_support(tree, 0.3, 0.8)
     assert jax.tree.structure(z) == jax.tree.structure(tree)

@@ -53,9 +53,7 @@ def values(found, method, metric):
 
 
 def network(key, data):
-    return training.init_network(
-        key, training.layers(data, (8,)), jax.nn.initializers.glorot_normal()
-    )
+    return training.init_network(key, training.layers(data, (8,)), training.GLOROT)
 
 
 def measure(params, state, data):
@@ -126,7 +124,7 @@ def test_data_and_networks(data):
     assert len(less.train.labels) == 1200
     np.testing.assert_array_equal(less.validation.labels, data.train.labels[-300:])
     params = training.init_network(
-        jax.random.key(0), (64, 300, 100, 10), jax.nn.initializers.he_normal()
+        jax.random.key(0), (64, 300, 100, 10), training.KAIMING
     )
     images = data.test.images
     x = (np.asarray(images, float) - 0.1307 * 255) / (0.3081 * 255)
@@ -153,6 +151,7 @@ def test_the_minimiser_is_one(data):
     assert 0.2 < proximal.group_sparsity(x) < 1
 
 
+@pytest.mark.slow  # a minute for all experiments
 def test_dual_averaging_identifies_what_the_minimiser_has(folder):
     found = result(folder, "logistic")
     wanted = values(found, logistic.MINIMISER, "group sparsity")
@@ -166,6 +165,7 @@ def test_dual_averaging_identifies_what_the_minimiser_has(folder):
         assert np.all(ramda > 5 + values(found, name, "group sparsity"))
 
 
+@pytest.mark.slow  # a minute for all experiments
 def test_gsm_survives_the_cut_that_its_base_does_not(folder):
     found = result(folder, "gsm")
     assert np.all(
@@ -185,6 +185,7 @@ def test_gsm_survives_the_cut_that_its_base_does_not(folder):
     )
 
 
+@pytest.mark.slow  # a minute for all experiments
 def test_tickets_have_the_sizes_of_their_rounds(folder):
     found, left = result(folder, "lottery"), np.array([64 * 32, 32 * 10])
     for number in range(3):
@@ -204,6 +205,7 @@ def test_tickets_have_the_sizes_of_their_rounds(folder):
         assert np.all((stop >= 1) & (stop <= 10 * (1200 // 25)))
 
 
+@pytest.mark.slow  # a minute for all experiments
 def test_the_controller_comes_near_its_target(folder):
     found = result(folder, "bregman")
     for family in ("LinBreg", "AdaBreg"):
@@ -214,6 +216,7 @@ def test_the_controller_comes_near_its_target(folder):
     assert "strength" not in row.values
 
 
+@pytest.mark.slow  # a minute for all experiments
 def test_costs_of_known_states(folder):
     found = result(folder, "costs")
     # Parameters to a state: n is small here, and counters are a part of it.
@@ -235,6 +238,7 @@ def test_costs_of_known_states(folder):
 # Results, claims and the page.
 
 
+@pytest.mark.slow  # a minute for all experiments
 def test_the_page_has_all_that_there_is(folder, tmp_path):
     page = (folder / "systems.md").read_text(encoding="utf-8")
     for name, module in report.EXPERIMENTS.items():

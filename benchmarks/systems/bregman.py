@@ -146,7 +146,7 @@ def histories(
         params: Any = training.init_network(
             initial,
             training.layers(data, settings.hidden),
-            jax.nn.initializers.he_normal(),
+            training.KAIMING,
         )
         if name != DENSE:
             params = bregman.sparse_init(

@@ -97,9 +97,7 @@ def state_size(state: Any, params: Any) -> float:
 
 def measured(name: str, sizes: tuple[int, ...], repeats: int) -> list[Row]:
     """A row for each method on one network, all timed by turns."""
-    params: Any = training.init_network(
-        jax.random.key(0), sizes, jax.nn.initializers.he_normal()
-    )
+    params: Any = training.init_network(jax.random.key(0), sizes, training.KAIMING)
     keys = jax.random.split(jax.random.key(1), 2)
     gradients = [_like(key, params) for key in keys]
     steps, states = {}, {}

@@ -40,7 +40,8 @@ def write(draw: Callable[..., None], path: pathlib.Path, *arguments: Any) -> Non
     """
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.0), layout="constrained")
     draw(axes, *arguments)
-    axes[0].legend(frameon=False, fontsize="small")
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(frameon=False, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -51,16 +51,16 @@ class Settings(NamedTuple):
     hidden: tuple[int, ...] = training.LENET
     compression: float = 60
     epochs: int = 50
-    gsm_epochs: int = 140
+    gsm_epochs: int = 280
     batch: int = 256
     rate: float = 3e-2
     momentum: float = 0.9
     gsm_rate: float = 1e-2
     gsm_momentum: float = 0.99
-    weight_decay: float = 1e-3
+    weight_decay: float = 5e-4
 
 
-PUBLISHED = Settings(epochs=200, gsm_epochs=280, weight_decay=5e-4)
+PUBLISHED = Settings(epochs=200)
 QUICK = Settings(
     hidden=(32,),
     compression=10,
@@ -115,13 +115,15 @@ def weights_left(params: Any) -> jax.Array:
 
 def pruning_curve(params: Any, data: training.Data) -> jax.Array:
     """Test accuracy (%) after one-shot pruning to each of SPARSITIES."""
+    return jnp.stack(
+        [_pruned_accuracy(params, data, jnp.float32(s)) for s in SPARSITIES]
+    )
 
-    @jax.jit
-    def at(params, data, sparsity):
-        less, _ = masks.prune(params, sparsity, where=lt.matrices)
-        return training.accuracy(less, data.test)
 
-    return jnp.stack([at(params, data, jnp.float32(s)) for s in SPARSITIES])
+@jax.jit
+def _pruned_accuracy(params, data, sparsity) -> jax.Array:
+    less, _ = masks.prune(params, sparsity, where=lt.matrices)
+    return training.accuracy(less, data.test)
 
 
 def run(
@@ -151,7 +153,7 @@ def run(
         initial = training.init_network(
             keys[0],
             training.layers(data, settings.hidden),
-            jax.nn.initializers.he_normal(),
+            training.KAIMING,
         )
         trained, kept, tickets = {}, {}, {}
         with training.timed(seconds, DENSE, bar):

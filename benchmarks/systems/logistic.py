@@ -5,6 +5,7 @@ method on all the data finds: its group sparsity is what the stochastic methods 
 identify. Dual averaging does, proximal stochastic gradients do not.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -114,6 +115,7 @@ def methods(
     }
 
 
+@functools.partial(jax.jit, static_argnames="regulariser")
 def measures(
     params: Any, data: training.Data, regulariser: proximal.Regulariser
 ) -> dict[str, jax.Array]:

@@ -110,7 +110,7 @@ def run(
             return training.init_network(
                 key,
                 training.layers(data, settings.layers),
-                jax.nn.initializers.glorot_normal(),
+                training.GLOROT,
             )
 
         def train(start, mask):

@@ -19,12 +19,15 @@ EXPERIMENTS: dict[str, Any] = {
 
 def settings_of(name: str, result: Result) -> Any:
     """The settings that a result was got with, read back from JSON."""
-    return EXPERIMENTS[name].Settings(
-        **{
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in result.about["settings"].items()
-        }
-    )
+    known = result.about["settings"].items()
+    return EXPERIMENTS[name].Settings(**{key: _tuples(value) for key, value in known})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where settings have tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def table(rows: list[Row], metrics: dict[str, int]) -> str:

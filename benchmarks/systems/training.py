@@ -8,6 +8,7 @@ sees to that.
 """
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from benchmarks import datasets
 # standard deviation of MNIST's pixels.
 MEAN, DEVIATION = 0.1307 * 255, 0.3081 * 255
 CLASSES = 10
+GLOROT = jax.nn.initializers.glorot_normal()
+KAIMING = jax.nn.initializers.he_normal()
 # Hidden layers of LeNet-300-100.
 LENET = (300, 100)
 
@@ -89,6 +92,7 @@ def layers(data: Data, hidden: tuple[int, ...]) -> tuple[int, ...]:
     return (data.train.images.shape[1], *hidden, CLASSES)
 
 
+@functools.partial(jax.jit, static_argnames=("sizes", "initialiser"))
 def init_network(
     key: jax.Array,
     sizes: tuple[int, ...],
@@ -158,8 +162,9 @@ def trainer(
     """
 
     @jax.jit
-    def start(params, argument):
-        return optax.with_extra_args_support(make_tx(argument)).init(params)
+    def start(params, argument, key):
+        tx = optax.with_extra_args_support(make_tx(argument))
+        return _of_this_run(key, (params, tx.init(params), argument))
 
     @jax.jit
     def epoch(data, params, state, key, argument):
@@ -185,7 +190,8 @@ def trainer(
         return params, state, measured
 
     def fit(data, params, key, *, epochs, argument=None, bar=None) -> Fitted:
-        state, history = start(params, argument), []
+        params, state, argument = start(params, argument, key)
+        history = []
         for number in range(epochs):
             params, state, measured = epoch(
                 data, params, state, jax.random.fold_in(key, number), argument
@@ -197,6 +203,24 @@ def trainer(
         return Fitted(params, state, stacked)
 
     return fit
+
+
+def _of_this_run(key: jax.Array, tree: Any) -> Any:
+    """The tree, unchanged, with every float and bool made to depend on the key.
+
+    Biases that are zero for all seeds are no batch to `jax.vmap`, and become one in the
+    first epoch: the second would be compiled anew. Counters stay one for all seeds, so
+    that what depends on them stays a branch.
+    """
+    zero = jax.random.key_data(key)[0] & 0
+    return jax.tree.map(
+        lambda x: (
+            x
+            if jnp.issubdtype(x.dtype, jnp.integer)
+            else jnp.where(zero == 0, x, jnp.zeros_like(x))
+        ),
+        tree,
+    )
 
 
 def steps_of(examples: Examples, batch: int, epochs: float) -> int:
