@@ -500,6 +500,7 @@ def test_nan_shows_in_its_group_only():
     ):
         assert bool(jnp.isnan(z[0]).all())
         assert bool(jnp.isfinite(z[1]).all())
+    assert bool(jnp.isnan(proximal.prox_k_support(x, 2, 1.0)).all())
 
 
 # Groups of kernels, and regularisers of trees.

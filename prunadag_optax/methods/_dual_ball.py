@@ -104,8 +104,10 @@ def dual_projection(
     first = jnp.minimum(lam / jnp.sqrt(k), highest) / 2
     start = jnp.zeros((), jnp.int32), zero, highest, first, zero, no
     _, _, _, c, factor, _ = lax.while_loop(unfinished, narrow, start)
-    outside = jnp.sqrt(_sum([x * x for x in largest])) > lam
-    return jnp.where(outside, c * scale, jnp.inf), jnp.where(outside, factor, 0)
+    norm = jnp.sqrt(_sum([x * x for x in largest]))
+    # A NaN among the components reaches all of them, as through any norm.
+    plateau = jnp.where(norm <= lam, jnp.inf, c * scale + 0 * norm)
+    return plateau, jnp.where(norm <= lam, 0, factor)
 
 
 def _level(a: list[jax.Array], k: jax.Array) -> jax.Array:
