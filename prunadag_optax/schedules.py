@@ -1,0 +1,157 @@
+"""Schedules of `relevant`, from the step count to the share of relevant components."""
+
+import itertools
+from collections.abc import Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from prunadag_optax import _validation
+
+# Every eighth step trains the whole network, and the fewer weights the more often.
+LEVELS = (1.0, 0.01, 0.05, 0.02, 0.1, 0.01, 0.02, 0.01)
+
+
+def cubic_relevant(
+    final: chex.Numeric, *, begin: float, end: float, initial: chex.Numeric = 1.0
+) -> optax.Schedule:
+    r"""A share that falls quickly at first, then slowly.
+
+    .. math:: T_k / n = f + (i - f) (1 - u)^3, \quad
+       u = \min(\max((k - k_0) / (k_1 - k_0), 0), 1)
+
+    It leaves as many weights as gradual magnitude pruning with the final sparsity
+    1 - f does.
+
+    Args:
+      final: f in (0, 1], the share from step `end` on.
+      begin: k_0 >= 0, the step until which it is `initial`.
+      end: k_1 > k_0, the step from which it is `final`.
+      initial: i in (0, 1].
+
+    Returns:
+      Schedule count -> share.
+
+    Raises:
+      ValueError: for an argument out of range.
+
+    Examples:
+      >>> from prunadag_optax import schedules
+      >>> relevant = schedules.cubic_relevant(0.1, begin=10, end=20)
+      >>> [round(float(relevant(step)), 3) for step in (0, 10, 15, 20, 30)]
+      [1.0, 1.0, 0.213, 0.1, 0.1]
+
+    References:
+      M. Zhu, S. Gupta, To prune, or not to prune, arXiv:1710.01878, equation (1).
+    """
+    _validation.check_scalar("final", final, above=0, most=1)
+    _validation.check_scalar("initial", initial, above=0, most=1)
+    _validation.check_scalar("begin", begin, least=0)
+    _validation.check_scalar("end", end, above=begin)
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        done = (jnp.asarray(count, jnp.float32) - begin) / (end - begin)
+        low, high = jnp.asarray(final), jnp.asarray(initial)
+        return low + (high - low) * (1 - jnp.clip(done, 0, 1)) ** 3
+
+    return schedule
+
+
+def cyclic_relevant(
+    levels: Sequence[float] = LEVELS, *, least: optax.ScalarOrSchedule = 0.0
+) -> optax.Schedule:
+    r"""Shares that take turns, so that every one of them is trained all the time.
+
+    .. math:: T_k / n = \max(\ell_{k \bmod L}, f_k)
+
+    Args:
+      levels: l_0 .. l_{L-1} in (0, 1]; one that comes up twice has two turns.
+      least: f_k, number or schedule, that no share goes below, such as a
+        `cubic_relevant` which lets the smaller shares come in one after another.
+
+    Returns:
+      Schedule count -> share.
+
+    Raises:
+      ValueError: if there is no level or one out of range.
+
+    Examples:
+      >>> from prunadag_optax import schedules
+      >>> relevant = schedules.cyclic_relevant((1.0, 0.1, 0.01))
+      >>> [round(float(relevant(step)), 2) for step in range(4)]
+      [1.0, 0.1, 0.01, 1.0]
+    """
+    if not len(levels):
+        raise ValueError("levels must have at least one share in (0, 1]; got none.")
+    for level in levels:
+        _validation.check_scalar("levels", level, above=0, most=1)
+    shares = np.array(levels, np.float32)
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        turn = jnp.asarray(shares)[jnp.asarray(count, jnp.int32) % len(shares)]
+        return jnp.maximum(turn, least(count) if callable(least) else least)
+
+    return schedule
+
+
+def staircase_relevant(
+    finals: Sequence[float], *, ends: Sequence[int], settle: float = 0.4
+) -> optax.Schedule:
+    r"""A share that comes down in stages, each with a plateau at its end.
+
+    Stage j begins where stage j - 1 ended, at its share, and goes down to f_j like
+    `cubic_relevant` in all but the last part of its steps.
+
+    Args:
+      finals: f_1 > f_2 > ... in (0, 1], the shares of the plateaus.
+      ends: the steps at which the stages end, rising, one for each share.
+      settle: part of a stage, in [0, 1), for which its plateau lasts.
+
+    Returns:
+      Schedule count -> share.
+
+    Raises:
+      ValueError: for an argument out of range or out of order.
+
+    Examples:
+      >>> from prunadag_optax import schedules
+      >>> relevant = schedules.staircase_relevant((0.5, 0.25), ends=(10, 20))
+      >>> [round(float(relevant(step)), 3) for step in (0, 3, 6, 9, 10, 16, 30)]
+      [1.0, 0.562, 0.5, 0.5, 0.5, 0.25, 0.25]
+    """
+    _validation.check_scalar("settle", settle, least=0, below=1)
+    begins = check_stages(finals, ends)
+    parts = [
+        cubic_relevant(final, begin=begin, end=end - settle * (end - begin), initial=i)
+        for final, begin, end, i in zip(
+            finals, begins, ends, (1.0, *finals), strict=False
+        )
+    ]
+    return optax.join_schedules(
+        # Each part counts from the beginning, join_schedules from each boundary.
+        [
+            lambda count, part=part, begin=begin: part(count + begin)
+            for part, begin in zip(parts, begins, strict=True)
+        ],
+        begins[1:],
+    )
+
+
+def check_stages(finals: Sequence[float], ends: Sequence[int]) -> list[int]:
+    """The steps at which stages begin; ValueError if the stages are not in order."""
+    if not len(finals) or len(finals) != len(ends):
+        raise ValueError(
+            f"finals and ends must have one entry for each stage; got {len(finals)} "
+            f"and {len(ends)}."
+        )
+    for final in finals:
+        _validation.check_scalar("finals", final, above=0, most=1)
+    begins = [0, *ends[:-1]]
+    if any(begin >= end for begin, end in zip(begins, ends, strict=True)):
+        raise ValueError(f"ends must rise from above 0; got {tuple(ends)!r}.")
+    if any(a <= b for a, b in itertools.pairwise(finals)):
+        raise ValueError(f"finals must fall; got {tuple(finals)!r}.")
+    return begins

@@ -1,0 +1,345 @@
+r"""For minibatches: Adam's moments, decoupled shrinking, relevance by magnitude.
+
+Three things of Algorithm 2.1 do not carry over to stochastic gradients. The largest
+entries of a minibatch's gradient are mostly noise, so the relevant components are those
+of largest magnitude. Sums of squares make the steps of a long training vanish, so the
+weights w^O are Adam's moving averages, which a component still adds to only while it is
+relevant (equation (15)). And whether x and a noisy g agree in sign is a coin toss, so
+decreasable components shrink either way, as decoupled weight decay does.
+
+The gradient can be that at the relevant components alone: see `evaluate`.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from optax._src.base import NO_PARAMS_MSG
+
+from prunadag_optax import _validation, masks, selection
+from prunadag_optax._precision import working
+from prunadag_optax.classification import target_count
+
+
+class ScaleByPrunadagWState(NamedTuple):
+    """State of `prunadag_w`: Adam's moments, and with "relevant" the parameters."""
+
+    # The iterations done, shape=(), dtype=int32. optax's states have the same name.
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
+    first_moment: optax.Updates  # m, shapes of params
+    second_moment: optax.Updates  # v, shapes of params
+    # With "relevant": all components, of which `params` has the relevant ones, and the
+    # smallest magnitude among these, one for each prunable leaf. None with "params".
+    whole: optax.Params | None
+    thresholds: tuple[jax.Array, ...] | None
+
+
+def prunadag_w(
+    learning_rate: optax.ScalarOrSchedule = 3e-3,
+    relevant: optax.ScalarOrSchedule = 0.1,
+    *,
+    b1: chex.Numeric = 0.9,
+    b2: chex.Numeric = 0.999,
+    eps: chex.Numeric = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    decrease_schedule: optax.ScalarOrSchedule = 0.05,
+    evaluate: str = "params",
+    where: masks.Where | None = None,
+    scope: str = "global",
+    accumulator_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""The prunAdag for minibatches: Adam's moments and decoupled shrinking.
+
+    R_k are the T components of largest magnitude, D_k all other prunable ones.
+
+    .. math::
+      m_{i,k} &= \beta_1 m_{i,k-1} + (1 - \beta_1) g_{i,k}, \quad
+      v_{i,k} = \beta_2 v_{i,k-1} + (1 - \beta_2) g_{i,k}^2 & i \in R_k \\
+      s_{i,k} &= - \eta_k \left( \frac{m_{i,k} / (1 - \beta_1^{k+1})}
+      {\sqrt{v_{i,k} / (1 - \beta_2^{k+1})} + \epsilon} + \lambda_k x_{i,k} \right)
+      & i \in R_k \\
+      s_{i,k} &= - d_k x_{i,k}, \quad m_{i,k} = m_{i,k-1}, \quad v_{i,k} = v_{i,k-1}
+      & i \in D_k
+
+    With T = n it is `optax.adamw`. `recipes.targeted` and `recipes.any_sparsity` give
+    it the schedules that suit a training of known length.
+
+    With `evaluate="relevant"` the gradient is taken where only the relevant components
+    are there: the parameters that the training loop holds are
+    :math:`y_k = P_{R_k} x_k`, which has zeros in D_k, and x_k is in the state. When T
+    varies from step to step, each step so lowers the loss of another pruned network,
+    and x serves at all these sparsities. To use or to save the parameters, take
+    `eval_params(state, params)`. R_0 is everything, since the loop begins with x_0.
+
+    Args:
+      learning_rate: eta_k >= 0, number or schedule count -> value; in the scale of
+        Adam's.
+      relevant: T: a fraction in (0, 1] of the prunable components as a float, a count
+        as an integer, or a schedule of either. With scope "leaf" it holds for each.
+      b1: beta_1 in [0, 1).
+      b2: beta_2 in [0, 1).
+      eps: epsilon > 0.
+      weight_decay: lambda_k >= 0, number or schedule, on relevant components and on
+        leaves that are not prunable and have two axes or more.
+      decrease_schedule: d_k in [0, 1], number or schedule: the share by which a
+        decreasable component shrinks in a step. 1 sets it to zero.
+      evaluate: "params": the gradient is that at x; "relevant": at P_R x, see above.
+      where: predicate (path, leaf) -> bool, True for the prunable leaves; all others
+        are relevant throughout. None: leaves with at least two axes, so no biases and
+        normalisation scales, or a tree that is one array.
+      scope: "global" ranks all prunable leaves together, "leaf" each on its own.
+      accumulator_dtype: dtype of the moments, as a `jnp.dtype` or a name; None keeps
+        the parameters'. Use "float32" for half-precision parameters.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` with `ScaleByPrunadagWState`. Its
+      `update` needs `params`, ignores extra arguments, and returns updates in the
+      parameters' dtypes.
+
+    Raises:
+      ValueError: for an argument out of range, by name; from `init` and `update` for
+        leaves that are not real floats, for trees that do not match, and without
+        `params`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from prunadag_optax import prunadag_w
+      >>> loss = lambda x: jnp.sum((x - jnp.array([2.0, 0.1, -3.0, 0.2])) ** 2)
+      >>> tx = prunadag_w(0.1, relevant=2)
+      >>> x = jnp.array([1.0, 0.5, -1.0, 0.5])
+      >>> state, update = tx.init(x), jax.jit(tx.update)
+      >>> for _ in range(300):
+      ...     updates, state = update(jax.grad(loss)(x), state, x)
+      ...     x = optax.apply_updates(x, updates)
+      >>> [round(v, 3) for v in x.tolist()]
+      [2.0, 0.0, -3.0, 0.0]
+
+    References:
+      Porcelli, Seraghiti, Toint (2026), Algorithm 2.1 and equation (15). D. P. Kingma,
+      J. Ba, Adam, ICLR 2015. I. Loshchilov, F. Hutter, Decoupled weight decay
+      regularization, ICLR 2019.
+    """
+    _validation.check_relevant(relevant)
+    _validation.check_choice("scope", scope, ("global", "leaf"))
+    _validation.check_choice("evaluate", evaluate, ("params", "relevant"))
+    _validation.check_dtype("accumulator_dtype", accumulator_dtype)
+    _validation.check_scalar("b1", b1, least=0, below=1)
+    _validation.check_scalar("b2", b2, least=0, below=1)
+    _validation.check_scalar("eps", eps, above=0)
+    for name, value, most in (
+        ("learning_rate", learning_rate, None),
+        ("weight_decay", weight_decay, None),
+        ("decrease_schedule", decrease_schedule, 1),
+    ):
+        if not callable(value):
+            _validation.check_scalar(name, value, least=0, most=most)
+
+    def init_fn(params: optax.Params) -> Any:
+        _validation.check_real_leaves("params", params)
+
+        def zeros():
+            return jax.tree.map(
+                lambda x: jnp.zeros_like(x, dtype=accumulator_dtype), params
+            )
+
+        whole = thresholds = None
+        if evaluate == "relevant":
+            whole = jax.tree.map(jnp.copy, params)
+            thresholds = tuple(
+                jnp.zeros((), _magnitude_dtype(x))
+                for x in _prunable(params, where)
+                if x is not None
+            )
+        return ScaleByPrunadagWState(
+            jnp.zeros([], jnp.int32), zeros(), zeros(), whole, thresholds
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> Any:
+        del extra_args
+        if params is None:
+            raise ValueError(NO_PARAMS_MSG)
+        _validation.check_real_leaves("params", params)
+        _validation.check_real_leaves("updates", updates)
+        _validation.check_same_trees("updates", updates, "params", params)
+        _validation.check_same_shapes(
+            "state.first_moment", state.first_moment, "params", params
+        )
+        count = state.count
+        whole = params if evaluate == "params" else state.whole
+        thresholds = state.thresholds
+        if thresholds is None:
+            thresholds = _thresholds(whole, where, _at(relevant, count), scope)
+        member = _relevant(whole, where, thresholds)
+        first = _average(member, state.first_moment, updates, b1)
+        second = _average(member, state.second_moment, _squares(updates), b2)
+        eta, decay = _at(learning_rate, count), _at(weight_decay, count)
+        shrink = jnp.clip(_at(decrease_schedule, count), 0, 1)
+        corrections = 1 - b1 ** (count + 1), 1 - b2 ** (count + 1)
+
+        def step(x, inside, m, v):
+            taken = -eta * _adam(m, v, corrections, eps)
+            if inside is None:
+                more = decay * working(x) if jnp.ndim(x) > 1 else 0
+                return taken - eta * more
+            x = working(x)
+            return jnp.where(inside, taken - eta * decay * x, -shrink * x)
+
+        steps = _map(step, whole, member, first, second)
+        after = optax.safe_increment(count)
+        moments = (
+            _cast_like(first, state.first_moment),
+            _cast_like(second, state.second_moment),
+        )
+        if evaluate == "params":
+            return _cast_like(steps, params), ScaleByPrunadagWState(
+                after, *moments, None, None
+            )
+        moved = jax.tree.map(
+            lambda x, s: (working(x) + s).astype(jnp.result_type(x)), whole, steps
+        )
+        thresholds = _thresholds(moved, where, _at(relevant, after), scope)
+        member = _relevant(moved, where, thresholds)
+
+        def change(x, inside, y):
+            if inside is None:
+                return x - y
+            # y + (-y) is zero exactly, y + (0 - y) in another dtype need not be.
+            return jnp.where(inside, x - y, -y)
+
+        return _map(change, moved, member, params), ScaleByPrunadagWState(
+            after, *moments, moved, thresholds
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def eval_params(state: Any, params: optax.Params) -> optax.Params:
+    r"""The parameters to evaluate, prune and save: x_k, all components.
+
+    With `prunadag_w(..., evaluate="relevant")` the training loop holds
+    :math:`P_{R_k} x_k`; anywhere else this gives back what the loop holds.
+
+    Args:
+      state: the optimizer's state; `prunadag_w`'s may be anywhere inside, such as in a
+        chain, but not under a mask that hides leaves from it.
+      params: the parameters that the training loop holds.
+
+    Returns:
+      Pytree like `params`.
+
+    Raises:
+      ValueError: if there are several such states, or one of another tree.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import eval_params, prunadag_w
+      >>> tx = prunadag_w(0.0, relevant=1, decrease_schedule=0.0, evaluate="relevant")
+      >>> x = jnp.array([1.0, -2.0])
+      >>> updates, state = tx.update(jnp.ones(2), tx.init(x), x)
+      >>> (x + updates).tolist(), eval_params(state, x + updates).tolist()
+      ([0.0, -2.0], [1.0, -2.0])
+    """
+
+    def is_own(node):
+        return isinstance(node, ScaleByPrunadagWState)
+
+    found = [s for s in jax.tree.leaves(state, is_leaf=is_own) if is_own(s)]
+    wholes = [s.whole for s in found if s.whole is not None]
+    if not wholes:
+        return params
+    if len(wholes) > 1:
+        raise ValueError(
+            f"state must hold one state of prunadag_w with evaluate='relevant'; it "
+            f"holds {len(wholes)}."
+        )
+    _validation.check_same_trees("state.whole", wholes[0], "params", params)
+    return wholes[0]
+
+
+# Pure pieces, on trees. A mask has None for a leaf that is not prunable.
+
+
+def _prunable(params: Any, where: masks.Where | None) -> list[Any]:
+    """The leaves, with None for those that are not prunable."""
+    return [
+        leaf if (where(path, leaf) if where else not path or jnp.ndim(leaf) > 1) else
+        None
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]  # fmt: skip
+
+
+def _thresholds(
+    params: Any, where: masks.Where | None, relevant: Any, scope: str
+) -> tuple[jax.Array, ...]:
+    """For each prunable leaf the smallest relevant magnitude, of leaf or of tree."""
+    leaves = [x for x in _prunable(params, where) if x is not None]
+    groups = [leaves] if scope == "global" else [[x] for x in leaves]
+    found = []
+    for group in groups:
+        size = sum(x.size for x in group)
+        if not size:
+            found += [jnp.zeros((), _magnitude_dtype(x)) for x in group]
+            continue
+        last = selection.kth_largest_magnitude(group, target_count(relevant, size))
+        found += [last.astype(_magnitude_dtype(x)) for x in group]
+    return tuple(found)
+
+
+def _magnitude_dtype(x: Any) -> Any:
+    return working(x).dtype
+
+
+def _relevant(
+    params: Any, where: masks.Where | None, thresholds: tuple[jax.Array, ...]
+) -> list[Any]:
+    """For each leaf a mask of bool, True on R; None where all of it is relevant."""
+    left = iter(thresholds)
+    return [
+        None if x is None else jnp.abs(working(x)) >= next(left)
+        for x in _prunable(params, where)
+    ]
+
+
+def _map(function: Any, like: Any, member: list[Any], *trees: Any) -> Any:
+    """The tree of function(leaf, mask of the leaf, leaves of further trees)."""
+    leaves, treedef = jax.tree.flatten(like)
+    columns = [treedef.flatten_up_to(tree) for tree in trees]
+    return treedef.unflatten(
+        [function(*each) for each in zip(leaves, member, *columns, strict=True)]
+    )
+
+
+def _average(member: list[Any], average: Any, values: Any, decay: Any) -> Any:
+    """The moving average, moved on where the component is relevant."""
+
+    def leaf(old, inside, value):
+        old = working(old)
+        new = decay * old + (1 - decay) * working(value)
+        return new if inside is None else jnp.where(inside, new, old)
+
+    return _map(leaf, average, member, values)
+
+
+def _squares(gradients: Any) -> Any:
+    return jax.tree.map(lambda g: working(g) * working(g), gradients)
+
+
+def _adam(m: Any, v: Any, corrections: tuple[Any, Any], eps: Any) -> jax.Array:
+    """Adam's direction, from moments before their bias correction."""
+    first, second = corrections
+    return (m / first) / (jnp.sqrt(v / second) + eps)
+
+
+def _cast_like(tree: Any, like: Any) -> Any:
+    return jax.tree.map(lambda a, b: a.astype(jnp.result_type(b)), tree, like)
+
+
+def _at(value: Any, count: Any) -> Any:
+    return value(count) if callable(value) else value

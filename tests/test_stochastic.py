@@ -1,0 +1,402 @@
+"""`prunadag_w`, its schedules and its recipes, beside a plain NumPy transcription."""
+
+import itertools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optax._src.base import NO_PARAMS_MSG
+
+from prunadag_optax import eval_params, masks, prunadag_w, recipes, schedules
+from tests.precision import enable_x64
+
+SHAPES = {"a": {"bias": (4,), "kernel": (6, 4)}, "b": {"kernel": (4, 3)}}
+
+
+def drawn(seed, shapes=SHAPES, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: rng.normal(size=shape).astype(dtype),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+# The transcription: one leaf, one equation at a time, in float64.
+
+
+def sets(leaves, share, scope):
+    """For each leaf of two axes the set R, for the others everything."""
+    kernels = [x for x in leaves if x.ndim > 1]
+    whole = np.concatenate([x.ravel() for x in kernels])
+    found = []
+    for x in leaves:
+        ranked = whole if scope == "global" else x.ravel()
+        count = min(max(1, round(share * ranked.size)), ranked.size)
+        last = np.sort(np.abs(ranked))[-count]
+        found.append(np.abs(x) >= last if x.ndim > 1 else np.ones(x.shape, bool))
+    return found
+
+
+def transcription(x, gradient, steps, *, eta, share, d, decay, scope, evaluate):
+    """The points that the loop holds, and the whole x after the last step."""
+    b1, b2, eps = 0.8, 0.9, 1e-6
+    x = [np.array(leaf, np.float64) for leaf in x]
+    m, v = [0 * leaf for leaf in x], [0 * leaf for leaf in x]
+    seen, held = [], x
+    inside = [np.ones(leaf.shape, bool) for leaf in x]
+    for k in range(steps):
+        if evaluate == "params" or k:
+            inside = sets(x, share(k), scope)
+        g, moved = gradient(held, k), []
+        for i, leaf in enumerate(x):
+            m[i] = np.where(inside[i], b1 * m[i] + (1 - b1) * g[i], m[i])
+            v[i] = np.where(inside[i], b2 * v[i] + (1 - b2) * g[i] ** 2, v[i])
+            adam = (m[i] / (1 - b1 ** (k + 1))) / (
+                np.sqrt(v[i] / (1 - b2 ** (k + 1))) + eps
+            )
+            taken = -eta(k) * (adam + decay * leaf * (leaf.ndim > 1))
+            moved.append(leaf + np.where(inside[i], taken, -d * leaf))
+        x = held = moved
+        if evaluate == "relevant":
+            inside = sets(x, share(k + 1), scope)
+            held = [np.where(r, leaf, 0) for r, leaf in zip(inside, x, strict=True)]
+        seen.append(held)
+    return seen, x
+
+
+@pytest.mark.parametrize("scope", ["global", "leaf"])
+@pytest.mark.parametrize("evaluate", ["params", "relevant"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_equals_the_transcription(scope, evaluate, decay):
+    steps, targets = 20, [np.sin(np.arange(20) + i) for i in range(3)]
+    start = drawn(0)
+    leaves, treedef = jax.tree.flatten(start)
+
+    def gradient(x, k):
+        # Curved, and of another scale in each step, so that nothing is near a tie.
+        return [
+            (1 + i) * (leaf**3 - t[k]) + 0.1 * np.cos(7 * leaf + k)
+            for i, (leaf, t) in enumerate(zip(x, targets, strict=True))
+        ]
+
+    def eta(k):
+        return 0.1 / math.sqrt(k + 1)
+
+    def share(k):
+        return [1.0, 0.4, 0.2][k % 3]
+
+    expected, whole = transcription(
+        leaves, gradient, steps, eta=eta, share=share, d=0.05, decay=decay,
+        scope=scope, evaluate=evaluate,
+    )  # fmt: skip
+    with enable_x64():
+        tx = prunadag_w(
+            lambda k: 0.1 / jnp.sqrt(k + 1.0),
+            lambda k: jnp.array([1.0, 0.4, 0.2])[k % 3],
+            b1=0.8, b2=0.9, eps=1e-6, weight_decay=decay, evaluate=evaluate,
+            scope=scope,
+        )  # fmt: skip
+        params = jax.tree.map(jnp.asarray, start)
+        state, update = tx.init(params), jax.jit(tx.update)
+        for k in range(steps):
+            found = treedef.unflatten(gradient(jax.tree.leaves(params), k))
+            updates, state = update(found, state, params)
+            params = optax.apply_updates(params, updates)
+            for x, y in zip(jax.tree.leaves(params), expected[k], strict=True):
+                np.testing.assert_allclose(x, y, rtol=0, atol=1e-10)
+                np.testing.assert_array_equal(x == 0, y == 0)
+        for x, y in zip(
+            jax.tree.leaves(eval_params(state, params)), whole, strict=True
+        ):
+            np.testing.assert_allclose(x, y, rtol=0, atol=1e-10)
+        assert update._cache_size() == 1
+
+
+@pytest.mark.parametrize("evaluate", ["params", "relevant"])
+def test_everything_relevant_is_adamw(evaluate):
+    with enable_x64():
+        params = jax.tree.map(jnp.asarray, drawn(1))
+        mine = prunadag_w(0.01, 1.0, weight_decay=0.1, evaluate=evaluate)
+        mask = jax.tree.map(lambda x: x.ndim > 1, params)
+        theirs = optax.adamw(0.01, weight_decay=0.1, mask=mask)
+        x = y = params
+        a, b = mine.init(x), theirs.init(y)
+        for seed in range(10):
+            g = drawn(seed)
+            updates, a = mine.update(g, a, x)
+            x = optax.apply_updates(x, updates)
+            updates, b = theirs.update(g, b, y)
+            y = optax.apply_updates(y, updates)
+        jax.tree.map(
+            lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-12, atol=1e-14), x, y
+        )
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    share=st.floats(0.01, 1),
+    rate=st.floats(0, 1),
+    shrink=st.floats(0, 1),
+)
+@settings(deadline=None, max_examples=40)
+def test_a_step_respects_the_classes(seed, share, rate, shrink):
+    params, g = drawn(seed, dtype=np.float32), drawn(seed + 1, dtype=np.float32)
+    tx = prunadag_w(rate, share, decrease_schedule=shrink)
+    updates, state = tx.update(g, tx.init(params), params)
+    inside = sets([np.asarray(x) for x in jax.tree.leaves(params)], share, "global")
+    leaves = (jax.tree.leaves(tree) for tree in (params, updates, state.first_moment))
+    for x, s, m, r in zip(*leaves, inside, strict=True):
+        s, outside = np.asarray(s), ~r
+        # Towards zero, not past it (13), and no memory outside the class (15).
+        assert (x[outside] * s[outside] <= 0).all()
+        assert (np.abs(s[outside]) <= np.abs(x[outside])).all()
+        np.testing.assert_allclose(
+            s[outside], -np.float32(shrink) * x[outside], 1e-6, 1e-30
+        )
+        assert (np.asarray(m)[outside] == 0).all()
+        # Adam's first step is the rate, up to eps.
+        assert (np.abs(s[r]) <= np.float32(rate) * 1.001).all()
+
+
+def test_the_loop_holds_the_relevant_components_exactly():
+    params = jax.tree.map(jnp.asarray, drawn(3, dtype=np.float32))
+    relevant = schedules.cyclic_relevant((0.5, 0.25, 1.0))
+    tx = prunadag_w(0.1, relevant, evaluate="relevant")
+    state, update = tx.init(params), jax.jit(tx.update)
+    for step in range(1, 10):
+        updates, state = update(drawn(step, dtype=np.float32), state, params)
+        params = optax.apply_updates(params, updates)
+        whole = eval_params(state, params)
+        kernels = [
+            np.concatenate([x.ravel() for x in jax.tree.leaves(tree) if x.ndim > 1])
+            for tree in (params, whole)
+        ]
+        count = round(float(relevant(step)) * kernels[0].size)
+        assert np.count_nonzero(kernels[0]) == count
+        kept = np.argsort(-np.abs(kernels[1]))[:count]
+        np.testing.assert_allclose(kernels[0][kept], kernels[1][kept], rtol=1e-6)
+        np.testing.assert_allclose(params["a"]["bias"], whole["a"]["bias"], rtol=1e-6)
+
+
+def test_one_network_serves_two_sparsities():
+    """The claim in small, on least squares with minibatches."""
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.normal(size=(200, 30)), jnp.float32)
+    weight = np.where(np.arange(30) % 3 == 0, rng.normal(size=30), 0.3)
+    targets = inputs @ jnp.asarray(weight, jnp.float32)
+    start = np.float32(rng.normal(size=60) / 8)
+    # Correlated copies, so that a pruned network wants other weights than a whole one.
+    inputs = jnp.concatenate([inputs, inputs + 0.5 * inputs[:, ::-1]], axis=1)
+
+    def loss(x, k):
+        rows = jax.random.randint(jax.random.key(k), (32,), 0, 200)
+        return jnp.mean((inputs[rows] @ x - targets[rows]) ** 2)
+
+    def trained(tx, steps=1000):
+        def step(carry, k):
+            x, state = carry
+            updates, state = tx.update(jax.grad(loss)(x, k), state, x)
+            return (optax.apply_updates(x, updates), state), None
+
+        x = jnp.asarray(start)
+        x, state = jax.jit(
+            lambda x: jax.lax.scan(step, (x, tx.init(x)), jnp.arange(steps))[0]
+        )(x)
+        return eval_params(state, x)
+
+    def error(x, sparsity):
+        pruned, _ = masks.prune(x, sparsity)
+        return float(jnp.mean((inputs @ pruned - targets) ** 2))
+
+    adam = trained(optax.adam(optax.cosine_decay_schedule(0.03, 1000)))
+    both = trained(recipes.any_sparsity(1000, 0.03, levels=(1.0, 0.25)))
+    aimed = trained(recipes.targeted(1000, 0.75, 0.03))
+    assert error(aimed, 0.75) < 0.75 * error(adam, 0.75)
+    assert error(both, 0.75) < 0.75 * error(adam, 0.75)
+    assert error(both, 0.0) < error(aimed, 0.0) / 10
+
+
+# Schedules.
+
+
+@given(
+    final=st.floats(0.001, 1),
+    begin=st.integers(0, 50),
+    length=st.integers(1, 50),
+    step=st.integers(0, 200),
+)
+@settings(deadline=None, max_examples=50)
+def test_cubic_is_that_of_gradual_pruning(final, begin, length, step):
+    schedule = schedules.cubic_relevant(final, begin=begin, end=begin + length)
+    u = min(max((step - begin) / length, 0), 1)
+    assert float(schedule(step)) == pytest.approx(
+        final + (1 - final) * (1 - u) ** 3, abs=1e-6
+    )
+    assert float(schedule(step + 1)) <= float(schedule(step))
+
+
+def test_cyclic_visits_every_level_and_stays_above_the_least():
+    relevant = schedules.cyclic_relevant((1.0, 0.5, 0.25), least=lambda k: 0.3)
+    found = [round(float(relevant(k)), 3) for k in range(6)]
+    assert found == [1.0, 0.5, 0.3] * 2
+
+
+def test_staircase_has_its_plateaus():
+    ends, finals = (40, 60, 100), (0.5, 0.2, 0.1)
+    relevant = schedules.staircase_relevant(finals, ends=ends)
+    values = np.array([float(relevant(k)) for k in range(120)])
+    assert values[0] == 1
+    assert (np.diff(values) <= 1e-6).all()
+    for begin, end, final in zip((0, 40, 60), ends, finals, strict=True):
+        plateau = values[math.ceil(end - 0.4 * (end - begin)) : end]
+        np.testing.assert_allclose(plateau, final, rtol=1e-6)
+    np.testing.assert_allclose(values[100:], 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: schedules.cyclic_relevant(()), "levels must have at least one"),
+        (lambda: schedules.cyclic_relevant((0.0,)), "levels must be"),
+        (lambda: schedules.cubic_relevant(0.0, begin=0, end=1), "final must be"),
+        (lambda: schedules.cubic_relevant(0.1, begin=5, end=5), "end must be"),
+        (
+            lambda: schedules.staircase_relevant((0.1, 0.5), ends=(1, 2)),
+            r"finals must fall; got \(0.1, 0.5\)",
+        ),
+        (
+            lambda: schedules.staircase_relevant((0.5, 0.1), ends=(2, 2)),
+            r"ends must rise from above 0; got \(2, 2\)",
+        ),
+        (
+            lambda: schedules.staircase_relevant((0.5, 0.1), ends=(2,)),
+            "one entry for each stage; got 2 and 1",
+        ),
+        (lambda: recipes.targeted(10, 1.0), "sparsity must be .* < 1; got 1.0"),
+        (lambda: recipes.targeted(0, 0.5), "total_steps must be .* >= 1; got 0"),
+        (lambda: recipes.targeted(10, 0.5, end=0.05), "end must be .*got 0.05"),
+        (lambda: recipes.any_sparsity(10, -1.0), "learning_rate must be .*got -1.0"),
+        (lambda: prunadag_w(relevant=0.0), "relevant must be .*got 0.0"),
+        (lambda: prunadag_w(evaluate="pruned"), "evaluate must be .*'pruned'"),
+        (lambda: prunadag_w(scope="layer"), "scope must be .*'layer'"),
+        (lambda: prunadag_w(decrease_schedule=1.5), "decrease_schedule must .*1.5"),
+        (lambda: prunadag_w(b1=1.0), "b1 must be .*got 1.0"),
+        (lambda: prunadag_w(eps=0.0), "eps must be .*got 0.0"),
+    ],
+)
+def test_bad_arguments_are_named(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_update_wants_parameters_of_its_own_tree():
+    tx = prunadag_w()
+    x = jnp.ones(3)
+    state = tx.init(x)
+    with pytest.raises(ValueError, match=re.escape(NO_PARAMS_MSG)):
+        tx.update(x, state)
+    with pytest.raises(ValueError, match="updates"):
+        tx.update({"w": x}, state, x)
+    with pytest.raises(ValueError, match="complex"):
+        tx.init(jnp.ones(3, jnp.complex64))
+
+
+def test_eval_params_looks_into_chains_and_leaves_others_alone():
+    x = jnp.array([1.0, -2.0, 0.5])
+    tx = optax.chain(optax.clip(1.0), prunadag_w(0.1, 1, evaluate="relevant"))
+    updates, state = tx.update(x, tx.init(x), x)
+    held = optax.apply_updates(x, updates)
+    assert np.count_nonzero(held) == 1
+    assert np.count_nonzero(eval_params(state, held)) == 3
+    assert eval_params(optax.adam(0.1).init(x), held) is held
+    two = optax.chain(*2 * [prunadag_w(0.1, 1, evaluate="relevant")])
+    with pytest.raises(ValueError, match="it holds 2"):
+        eval_params(two.init(x), x)
+
+
+def dtypes(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("evaluate", ["params", "relevant"])
+def test_dtypes_stay(dtype, evaluate):
+    params = {"w": jnp.ones((3, 2), dtype) / 3, "none": None, "empty": jnp.ones((0, 2))}
+    tx = prunadag_w(0.1, 0.5, evaluate=evaluate, accumulator_dtype="float32")
+    state = tx.init(params)
+    updates, after = jax.jit(tx.update)(params, state, params)
+    for before, now in ((params, updates), (state, after)):
+        assert dtypes(before) == dtypes(now)
+    assert state.first_moment["w"].dtype == jnp.float32
+
+
+def test_vmap_trains_each_member_as_alone():
+    tx = recipes.any_sparsity(8, 0.1, levels=(1.0, 0.25))
+    starts = jnp.asarray(np.random.default_rng(0).normal(size=(3, 12)), jnp.float32)
+
+    def train(x):
+        state = tx.init(x)
+        for _ in range(8):
+            updates, state = tx.update(x**3 - 0.5, state, x)
+            x = optax.apply_updates(x, updates)
+        return x, eval_params(state, x)
+
+    together = jax.jit(jax.vmap(train))(starts)
+    alone = [jax.jit(train)(x) for x in starts]
+    jax.tree.map(
+        lambda x, *each: np.testing.assert_allclose(x, np.stack(each), rtol=1e-5),
+        together,
+        *alone,
+    )
+
+
+# Families.
+
+
+def test_family_has_the_sparsities_and_goes_on_from_where_it_was():
+    def gradient(params, count, batch):
+        return jax.tree.map(lambda x: x**3 - batch, params), count + 1
+
+    start = jax.tree.map(jnp.asarray, drawn(5, dtype=np.float32))
+    members = list(
+        recipes.family(
+            gradient,
+            start,
+            itertools.cycle(np.float32([0.1, -0.2, 0.3])),
+            total_steps=50,
+            sparsities=(0.5, 0.75),
+            parts=(0.6, 0.4),
+            learning_rate=0.01,
+            aux=jnp.zeros((), jnp.int32),
+        )
+    )
+    assert [(m.step, int(m.aux)) for m in members] == [(30, 30), (50, 50)]
+    for member in members:
+        kernels = [x for x in jax.tree.leaves(member.params) if x.ndim > 1]
+        assert float(masks.sparsity(kernels)) == pytest.approx(member.sparsity)
+        assert member.mask["a"]["bias"] is None
+    # What is pruned at first stays pruned: the members lie within one another.
+    first, second = (m.mask for m in members)
+    assert all(
+        (x | ~y).all()
+        for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    )
+
+
+def test_family_says_what_is_wrong():
+    with pytest.raises(ValueError, match="parts must have one entry for each of the 4"):
+        recipes.family(lambda x, b: x, jnp.ones(3), [], total_steps=9, parts=(1.0,))
+    with pytest.raises(ValueError, match=r"sparsities must be .*got 1.0"):
+        recipes.family(
+            lambda x, b: x, jnp.ones(3), [], total_steps=9, sparsities=(1.0,)
+        )
+    few = recipes.family(lambda x, b: x, jnp.ones(4), [0.0], total_steps=9)
+    with pytest.raises(ValueError, match="at least total_steps = 9; got 1"):
+        list(few)
