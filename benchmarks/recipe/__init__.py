@@ -1,0 +1,1 @@
+"""What makes a prunAdag for minibatches: one setting at a time."""

@@ -1,0 +1,320 @@
+"""The studies: each a hypothesis, and the settings that are compared for it.
+
+The first case of a study is what the others are held to. A case is a function from a
+`Plan` to an optimizer of LeNet-300-100.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prunadag_optax import prunadag, prunadag_w, recipes, schedules
+from prunadag_optax.methods import gradual_pruning
+
+TARGET = 0.98
+AT_TARGET = (TARGET,)
+EVERYWHERE = (0.0, 0.9, 0.95, 0.98, 0.99)
+
+
+class Plan(NamedTuple):
+    """How long a training is."""
+
+    total_steps: int
+    epoch: int  # steps
+
+
+class Study(NamedTuple):
+    """A hypothesis and the way to see whether it holds.
+
+    Attributes:
+      title: its heading.
+      hypothesis: what was expected, and why.
+      sparsities: the accuracies after pruning to these, in their mean, decide.
+      cases: by name, function from a `Plan` to an optimizer.
+    """
+
+    title: str
+    hypothesis: str
+    sparsities: tuple[float, ...]
+    cases: dict[str, Callable[[Plan], optax.GradientTransformation]]
+
+
+def kernels(params: Any) -> Any:
+    """What prunAdag gets: leaves with two axes."""
+    return jax.tree.map(lambda x: "pruned" if x.ndim > 1 else "free", params)
+
+
+def final_share(plan: Plan, target: float = TARGET) -> optax.Schedule:
+    """The cubic schedule of T/n down to 1 - target."""
+    return schedules.cubic_relevant(
+        1 - target, begin=0.1 * plan.total_steps, end=0.7 * plan.total_steps
+    )
+
+
+def article(
+    rate: float = 0.05, *, cosine: bool = False, constant: bool = False, **settings: Any
+) -> Callable[[Plan], optax.GradientTransformation]:
+    """The article's method on the kernels, biases by Adam."""
+
+    def make(plan: Plan) -> optax.GradientTransformation:
+        eta: Any = (
+            optax.cosine_decay_schedule(rate, plan.total_steps) if cosine else rate
+        )
+        relevant = 1 - TARGET if constant else final_share(plan)
+        given: dict[str, Any] = {"variant": "v4", "relevance": "magnitude"} | settings
+        return optax.partition(
+            {"pruned": prunadag(eta, relevant, **given), "free": optax.adam(1e-3)},
+            kernels,
+        )
+
+    return make
+
+
+def once_an_epoch(plan: Plan) -> optax.GradientTransformation:
+    """Decreasable weights shrink in the first step of an epoch only, to a tenth."""
+
+    def decrease(count: Any) -> jax.Array:
+        return jnp.where(jnp.mod(count, plan.epoch) == 0, 0.9, 0.0)
+
+    return article(decrease_schedule=decrease)(plan)
+
+
+def targeted(
+    rate: float = 3e-3, *, constant_rate: bool = False, warm_up: float = 0, **more: Any
+) -> Callable[[Plan], optax.GradientTransformation]:
+    """The recipe for one sparsity."""
+
+    def make(plan: Plan) -> optax.GradientTransformation:
+        eta: Any = rate
+        if constant_rate:
+            eta = optax.constant_schedule(rate)
+        if warm_up:
+            eta = optax.warmup_cosine_decay_schedule(
+                0.0, rate, int(warm_up * plan.total_steps), plan.total_steps
+            )
+        settings = {"sparsity": TARGET} | more
+        return recipes.targeted(plan.total_steps, learning_rate=eta, **settings)
+
+    return make
+
+
+def any_sparsity(
+    rate: float = 3e-3, **settings: Any
+) -> Callable[[Plan], optax.GradientTransformation]:
+    """The recipe for any sparsity."""
+    return lambda plan: recipes.any_sparsity(plan.total_steps, rate, **settings)
+
+
+def log_uniform(evaluate: str) -> Callable[[Plan], optax.GradientTransformation]:
+    """T/n drawn log-uniformly between the final share and 1 in each step."""
+
+    def make(plan: Plan) -> optax.GradientTransformation:
+        least = final_share(plan, 0.99)
+
+        def relevant(count):
+            drawn = jax.random.uniform(jax.random.fold_in(jax.random.key(0), count))
+            return jnp.exp(drawn * jnp.log(least(count)))
+
+        rate = optax.cosine_decay_schedule(3e-3, plan.total_steps)
+        shrink = 0.0 if evaluate == "relevant" else 0.01
+        return prunadag_w(rate, relevant, evaluate=evaluate, decrease_schedule=shrink)
+
+    return make
+
+
+def sawtooth(teeth: int) -> Callable[[Plan], optax.GradientTransformation]:
+    """T/n that comes down several times, from 1 to 1% each time."""
+
+    def make(plan: Plan) -> optax.GradientTransformation:
+        length = plan.total_steps // teeth
+        tooth = schedules.cubic_relevant(0.01, begin=0, end=0.7 * length)
+        rate = optax.cosine_decay_schedule(3e-3, plan.total_steps)
+        return prunadag_w(rate, lambda count: tooth(jnp.mod(count, length)))
+
+    return make
+
+
+def magnitude_pruning(plan: Plan) -> optax.GradientTransformation:
+    """Gradual magnitude pruning of Adam, masks made anew in each step."""
+    steps = plan.total_steps
+    return gradual_pruning.gradual_pruning(
+        optax.adam(optax.cosine_decay_schedule(3e-3, steps)),
+        gradual_pruning.cubic_sparsity(TARGET, begin=steps // 10, end=7 * steps // 10),
+        where=lambda path, leaf: leaf.ndim > 1,
+    )
+
+
+DENSE = (1.0, 0.01, 0.05, 1.0, 0.02, 0.1, 0.01, 1.0, 0.02, 0.01)
+EVEN = (1.0, 0.01, 0.1, 0.02, 0.05)
+
+STUDIES: dict[str, Study] = {
+    "relevance": Study(
+        "What is relevant",
+        "In a minibatch the largest gradients are mostly noise, so magnitude should "
+        "tell better which weights to keep; and the set has to shrink gradually, as "
+        "no network of 2% of the weights is known at the beginning.",
+        AT_TARGET,
+        {
+            "magnitude, cubic": article(),
+            "gradient, cubic": article(relevance="gradient"),
+            "taylor, cubic": article(relevance="taylor"),
+            "magnitude, T constant": article(constant=True),
+            "gradient, T constant (the article)": article(
+                relevance="gradient", constant=True
+            ),
+        },
+    ),
+    "variant": Study(
+        "The variants of the article",
+        "With minibatches ||g||_R is noise, so the bounds without it (v2, v4) should "
+        "be the steadier ones.",
+        AT_TARGET,
+        {
+            "v4": article(),
+            "v1": article(variant="v1"),
+            "v2": article(variant="v2"),
+            "v3": article(variant="v3"),
+            "relevant only": article(variant="relevant_only"),
+        },
+    ),
+    "decrease": Study(
+        "How fast decreasable weights shrink",
+        "1/(k+1) shrinks a weight that becomes decreasable in step k by k/(k+m) in m "
+        "steps, hardly at all late in training; a rate that falls more slowly or not "
+        "at all should make them vanish.",
+        AT_TARGET,
+        {
+            "1/(k+1) (the article)": article(),
+            "1/sqrt(k+1)": article(decrease_schedule=lambda k: 1 / jnp.sqrt(k + 1.0)),
+            "0.01": article(decrease_schedule=0.01),
+            "0.05": article(decrease_schedule=0.05),
+            "0.9 once an epoch": once_an_epoch,
+        },
+    ),
+    "details": Study(
+        "Details of the article's method",
+        "Momentum averages the noise of signs and steps; a learning rate that falls "
+        "to zero does so too; w^O that keeps growing on decreasable weights, the "
+        "weight it starts from and the scope should matter less.",
+        AT_TARGET,
+        {
+            "v4, d = 0.05": article(decrease_schedule=0.05),
+            "momentum 0.9": article(decrease_schedule=0.05, momentum=0.9),
+            "cosine": article(decrease_schedule=0.05, cosine=True),
+            "momentum 0.9, cosine": article(
+                decrease_schedule=0.05, momentum=0.9, cosine=True
+            ),
+            "w^O on all": article(decrease_schedule=0.05, accumulation="all"),
+            "initial weight 0.1": article(decrease_schedule=0.05, initial_weight=0.1),
+            "initial weight 1": article(decrease_schedule=0.05, initial_weight=1.0),
+            "leaf scope": article(decrease_schedule=0.05, scope="leaf"),
+        },
+    ),
+    "moments": Study(
+        "Sums of squares or Adam's averages",
+        "Sums make every later step smaller, also those of weights that have to take "
+        "over from the ones that leave; averages do not.",
+        AT_TARGET,
+        {
+            "averages (prunadag_w)": targeted(),
+            "sums, learning rate 0.05": article(
+                decrease_schedule=0.05, momentum=0.9, cosine=True
+            ),
+            "sums, learning rate 0.1": article(
+                0.1, decrease_schedule=0.05, momentum=0.9, cosine=True
+            ),
+            "sums, learning rate 0.02": article(
+                0.02, decrease_schedule=0.05, momentum=0.9, cosine=True
+            ),
+        },
+    ),
+    "rate": Study(
+        "The learning rate of prunadag_w",
+        "As for Adam, but larger, since fewer weights have to move further; falling to "
+        "zero.",
+        AT_TARGET,
+        {
+            "3e-3, cosine": targeted(),
+            "1e-3, cosine": targeted(1e-3),
+            "1e-2, cosine": targeted(1e-2),
+            "3e-3, constant": targeted(constant_rate=True),
+            "3e-3, warm-up of 5%": targeted(warm_up=0.05),
+        },
+    ),
+    "shrink": Study(
+        "Decoupled shrinking",
+        "Shrinking whatever the sign of g makes the end of a weight sure. How fast "
+        "should not matter much while it is faster than the schedule of T.",
+        AT_TARGET,
+        {
+            "d = 0.05": targeted(),
+            "d = 0.005": targeted(decrease_schedule=0.005),
+            "d = 0.2": targeted(decrease_schedule=0.2),
+            "d = 1, set to zero at once": targeted(decrease_schedule=1.0),
+            "begin 0.05, end 0.5": targeted(begin=0.05, end=0.5),
+            "begin 0.2, end 0.9": targeted(begin=0.2, end=0.9),
+            "b1 = 0": targeted(b1=0.0),
+            "b2 = 0.99": targeted(b2=0.99),
+            "weight decay 0.01": targeted(weight_decay=0.01),
+            "weight decay 0.1": targeted(weight_decay=0.1),
+            "leaf scope": targeted(scope="leaf"),
+        },
+    ),
+    "pruning": Study(
+        "Against gradual magnitude pruning",
+        "The same learning rates, the same schedule, the same weights left: shrinking "
+        "instead of a mask should cost nothing.",
+        AT_TARGET,
+        {
+            "targeted": targeted(),
+            "gradual magnitude pruning of Adam": magnitude_pruning,
+        },
+    ),
+    "any": Study(
+        "One network for all sparsities",
+        "A network trained for one sparsity is no better where more weights are left, "
+        "and falls apart where fewer are. If T takes turns and each step sees only "
+        "the relevant weights, it should be good at all; if the steps see all weights, "
+        "the smaller networks within are not trained.",
+        EVERYWHERE,
+        {
+            "any_sparsity": any_sparsity(),
+            "the same, gradients at all weights": any_sparsity(
+                evaluate="params", decrease_schedule=0.01
+            ),
+            "T drawn log-uniformly, gradients at relevant": log_uniform("relevant"),
+            "T drawn log-uniformly, gradients at all": log_uniform("params"),
+            "sawtooth of 3": sawtooth(3),
+            "sawtooth of 12": sawtooth(12),
+            "targeted at 90%": targeted(sparsity=0.9),
+            "targeted at 98%": targeted(),
+            "targeted at 99%": targeted(sparsity=0.99),
+            "Adam": lambda plan: optax.adam(
+                optax.cosine_decay_schedule(2e-3, plan.total_steps)
+            ),
+        },
+    ),
+    "levels": Study(
+        "Turns, rates and ends of any_sparsity",
+        "The smaller a network is the more turns it needs; more turns for the whole "
+        "network buy accuracy there and cost it elsewhere.",
+        EVERYWHERE,
+        {
+            "as it is": any_sparsity(),
+            "3 of 10 turns whole": any_sparsity(levels=DENSE),
+            "equal turns": any_sparsity(levels=EVEN),
+            "no turn whole": any_sparsity(levels=schedules.LEVELS[1:]),
+            "without 99%": any_sparsity(levels=(1.0, 0.02, 0.05, 0.02, 0.1)),
+            "learning rate 1e-3": any_sparsity(1e-3),
+            "learning rate 5e-3": any_sparsity(5e-3),
+            "shrinking by 0.001": any_sparsity(decrease_schedule=0.001),
+            "shrinking by 0.01": any_sparsity(decrease_schedule=0.01),
+            "end 0.5": any_sparsity(end=0.5),
+            "end 0.85": any_sparsity(end=0.85),
+            "leaf scope": any_sparsity(scope="leaf"),
+        },
+    ),
+}
