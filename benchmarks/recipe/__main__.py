@@ -19,6 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from benchmarks import datasets
+from benchmarks.recipe import families
 from benchmarks.recipe.studies import STUDIES, Plan, Study
 from benchmarks.speed import environment
 from benchmarks.systems import figures, records, training
@@ -147,7 +148,8 @@ def write(folder: pathlib.Path) -> None:
     kept = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     about, known = kept["about"], kept["about"]["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in known["versions"].items())
-    minutes = sum(c["seconds"] for s in kept["studies"].values() for c in s.values())
+    parts = [*kept["studies"].values(), kept.get("family", {})]
+    minutes = sum(case["seconds"] for part in parts for case in part.values())
     sections = [
         "# The recipe: what makes a prunAdag for minibatches",
         f"`{about['command']}`: {about['seeds']} seeds, {minutes / 60:.0f} minutes in "
@@ -166,6 +168,8 @@ def write(folder: pathlib.Path) -> None:
         if set(found) >= set(study.cases):
             figures.write(draw, folder / "recipe" / f"{name}.png", study, found)
             sections.append(section(name, study, found))
+    if families.ALONE in kept.get("family", {}):
+        sections.append(families.section(kept["family"]))
     text = "\n\n".join(sections) + "\n"
     (folder / "recipe.md").write_text(text, encoding="utf-8")
 
@@ -177,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("study", choices=[*STUDIES, "all", "page"], nargs="+")
+    parser.add_argument("study", choices=[*STUDIES, "family", "all", "page"], nargs="+")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="digits, two epochs")
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS)
@@ -202,11 +206,19 @@ def main(arguments: list[str] | None = None) -> None:
     if file.is_file():
         old = json.loads(file.read_text(encoding="utf-8"))
         same = ("seeds", "epochs", "batch", "hidden", "quick")
-        if not names or all(old["about"][key] == about[key] for key in same):
+        if chosen.study == ["page"] or all(
+            old["about"][key] == about[key] for key in same
+        ):
             kept = old
     training.wait_for_epochs()
     read = training.digits if chosen.quick else fashion
-    data: Any = read() if names else None
+    families_too = bool({"family", "all"} & set(chosen.study))
+    data: Any = read() if names or families_too else None
+
+    def save():
+        chosen.output.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
     work = [(n, c) for n in names for c in STUDIES[n].cases]
     for name, case in (bar := tqdm(work, desc="recipe", disable=None)):
         found = kept["studies"].setdefault(name, {})
@@ -217,8 +229,11 @@ def main(arguments: list[str] | None = None) -> None:
         curves = run(STUDIES[name].cases[case], data, seeds=chosen.seeds, **settings)
         seconds = time.perf_counter() - began
         found[case] = {"curves": curves.round(3).tolist(), "seconds": round(seconds, 1)}
-        chosen.output.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        save()
+    if families_too:
+        known = kept.setdefault("family", {})
+        for _ in families.run(data, known, seeds=chosen.seeds, **settings):
+            save()
     write(chosen.output)
     print(chosen.output / "recipe.md")
 

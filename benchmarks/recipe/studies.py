@@ -147,7 +147,8 @@ def magnitude_pruning(plan: Plan) -> optax.GradientTransformation:
     )
 
 
-DENSE = (1.0, 0.01, 0.05, 1.0, 0.02, 0.1, 0.01, 1.0, 0.02, 0.01)
+ONE = (1.0, 0.01, 0.05, 0.02, 0.1, 0.01, 0.02, 0.01)
+THREE = (1.0, 0.01, 0.05, 1.0, 0.02, 0.1, 0.01, 1.0, 0.02, 0.01)
 EVEN = (1.0, 0.01, 0.1, 0.02, 0.05)
 
 STUDIES: dict[str, Study] = {
@@ -303,11 +304,12 @@ STUDIES: dict[str, Study] = {
         "network buy accuracy there and cost it elsewhere.",
         EVERYWHERE,
         {
-            "as it is": any_sparsity(),
-            "3 of 10 turns whole": any_sparsity(levels=DENSE),
+            "as it is, 2 of 8 turns whole": any_sparsity(),
+            "1 of 8 turns whole": any_sparsity(levels=ONE),
+            "3 of 10 turns whole": any_sparsity(levels=THREE),
             "equal turns": any_sparsity(levels=EVEN),
-            "no turn whole": any_sparsity(levels=schedules.LEVELS[1:]),
-            "without 99%": any_sparsity(levels=(1.0, 0.02, 0.05, 0.02, 0.1)),
+            "no turn whole": any_sparsity(levels=ONE[1:]),
+            "without 99%": any_sparsity(levels=(1.0, 0.02, 0.05, 1.0, 0.02, 0.1)),
             "learning rate 1e-3": any_sparsity(1e-3),
             "learning rate 5e-3": any_sparsity(5e-3),
             "shrinking by 0.001": any_sparsity(decrease_schedule=0.001),

@@ -11,7 +11,7 @@ import optax
 from benchmarks import timing
 from benchmarks.systems import records, training
 from benchmarks.systems.records import Claim, Row
-from prunadag_optax import masks, prunadag
+from prunadag_optax import masks, prunadag, recipes
 from prunadag_optax.methods import (
     bregman,
     dual_averaging,
@@ -55,6 +55,8 @@ def methods(params: Any) -> dict[str, Callable[[], Any]]:
         ADAM: lambda: optax.adam(1e-3),
         "momentum SGD (optax)": lambda: optax.sgd(1e-2, momentum=0.9),
         "prunAdag": lambda: prunadag(0.05, variant="v4"),
+        "prunadag_w, targeted": lambda: recipes.targeted(1000, 0.9),
+        "prunadag_w, any sparsity": lambda: recipes.any_sparsity(1000),
         "Frank-Wolfe, k-support": lambda: frank_wolfe.frank_wolfe(0.1, 10.0, 0.1),
         "ProxSGD, group lasso": lambda: proximal.prox_sgd(1e-2, group_lasso, 0.9),
         "ProxGen, l1": lambda: proximal.prox_adam(1e-3, l1),

@@ -51,16 +51,16 @@ class Settings(NamedTuple):
     hidden: tuple[int, ...] = training.LENET
     compression: float = 60
     epochs: int = 50
-    gsm_epochs: int = 280
+    gsm_epochs: int = 140
     batch: int = 256
     rate: float = 3e-2
     momentum: float = 0.9
     gsm_rate: float = 1e-2
     gsm_momentum: float = 0.99
-    weight_decay: float = 5e-4
+    weight_decay: float = 2e-3
 
 
-PUBLISHED = Settings(epochs=200)
+PUBLISHED = Settings(epochs=200, gsm_epochs=280, weight_decay=5e-4)
 QUICK = Settings(
     hidden=(32,),
     compression=10,

@@ -3,7 +3,16 @@
 import pathlib
 from typing import Any
 
-from benchmarks.systems import bregman, costs, figures, gsm, logistic, lottery, records
+from benchmarks.systems import (
+    bregman,
+    costs,
+    figures,
+    gsm,
+    gsm_published,
+    logistic,
+    lottery,
+    records,
+)
 from benchmarks.systems.records import Claim, Result, Row
 
 # Each module has TITLE, METRICS, Settings, QUICK and the functions run, about, claims
@@ -11,6 +20,7 @@ from benchmarks.systems.records import Claim, Result, Row
 EXPERIMENTS: dict[str, Any] = {
     "logistic": logistic,
     "gsm": gsm,
+    "gsm_published": gsm_published,
     "lottery": lottery,
     "bregman": bregman,
     "costs": costs,
