@@ -104,6 +104,30 @@ def check_dtype(name: str, value: Any) -> None:
         )
 
 
+def check_fraction_or_count(name: str, value: Any) -> None:
+    """Raises a ValueError unless `value` is a fraction or a count of components.
+
+    The value of a scalar array is not looked at: it may be traced.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what was given.
+
+    Raises:
+      ValueError: naming the argument, the value and what is allowed.
+    """
+    if is_scalar_array(value):
+        return
+    right = is_number(value) and (
+        int(value) >= 1 if isinstance(value, numbers.Integral) else 0 < value <= 1
+    )
+    if not right:
+        raise ValueError(
+            f"{name} must be a fraction in (0, 1] as a float or a count >= 1 as an "
+            f"integer; got {value!r}."
+        )
+
+
 def check_relevant(relevant: Any, size: int | None = None) -> None:
     """Raises a ValueError unless `relevant` is a fraction, a count or a schedule.
 

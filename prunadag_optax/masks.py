@@ -209,7 +209,10 @@ def sparsity(mask_or_params: Any) -> jax.Array:
     if not size:
         return jnp.zeros((), jnp.float32)
     kept = sum(jnp.sum(nonzero(x), dtype=selection.count_dtype(size)) for x in leaves)
-    return jnp.asarray(1 - kept / size, jnp.float32)
+    # Compiled, a division by a constant is a product with its reciprocal, which rounds:
+    # 0 is exact as a count of what is pruned, and 1 is set.
+    share = jnp.asarray((size - kept) / size, jnp.float32)
+    return jnp.where(kept == 0, jnp.ones_like(share), share)
 
 
 def nonzero(x: jax.Array) -> jax.Array:

@@ -86,7 +86,8 @@ def any_sparsity(
     *,
     levels: Sequence[float] = schedules.LEVELS,
     begin: float = BEGIN,
-    end: float = END,
+    end: float = 0.6,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
     r"""For any sparsity, chosen after training.
@@ -111,6 +112,7 @@ def any_sparsity(
         one that comes up twice has two turns.
       begin: part of the training with the whole network, in [0, 1).
       end: part of the training after which all shares take turns, in (begin, 1].
+      weight_decay: lambda of `prunadag_w`.
       **settings: further arguments of `prunadag_w`; decreasable weights do not shrink
         unless `decrease_schedule` says so.
 
@@ -144,6 +146,7 @@ def any_sparsity(
     return prunadag_w(
         _cosine(learning_rate, total_steps),
         schedules.cyclic_relevant(levels, least=least),
+        weight_decay=weight_decay,
         **settings,
     )
 

@@ -31,9 +31,10 @@ class ScaleByPrunadagWState(NamedTuple):
     first_moment: optax.Updates  # m, shapes of params
     second_moment: optax.Updates  # v, shapes of params
     # With "relevant": all components, of which `params` has the relevant ones, and the
-    # smallest magnitude among these, one for each prunable leaf. None with "params".
+    # smallest magnitude among these, shape=(), or with scope "leaf" one for each
+    # prunable leaf, shape=(leaves,). None with "params".
     whole: optax.Params | None
-    thresholds: tuple[jax.Array, ...] | None
+    threshold: jax.Array | None
 
 
 def prunadag_w(
@@ -144,16 +145,14 @@ def prunadag_w(
                 lambda x: jnp.zeros_like(x, dtype=accumulator_dtype), params
             )
 
-        whole = thresholds = None
+        whole = threshold = None
         if evaluate == "relevant":
             whole = jax.tree.map(jnp.copy, params)
-            thresholds = tuple(
-                jnp.zeros((), _magnitude_dtype(x))
-                for x in _prunable(params, where)
-                if x is not None
-            )
+            leaves = [x for x in _prunable(params, where) if x is not None]
+            shape = () if scope == "global" else (len(leaves),)
+            threshold = jnp.zeros(shape, _magnitude_dtype(leaves))
         return ScaleByPrunadagWState(
-            jnp.zeros([], jnp.int32), zeros(), zeros(), whole, thresholds
+            jnp.zeros([], jnp.int32), zeros(), zeros(), whole, threshold
         )
 
     def update_fn(
@@ -173,10 +172,10 @@ def prunadag_w(
         )
         count = state.count
         whole = params if evaluate == "params" else state.whole
-        thresholds = state.thresholds
-        if thresholds is None:
-            thresholds = _thresholds(whole, where, _at(relevant, count), scope)
-        member = _relevant(whole, where, thresholds)
+        threshold = state.threshold
+        if threshold is None:
+            threshold = _threshold(whole, where, _at(relevant, count), scope)
+        member = _relevant(whole, where, threshold)
         first = _average(member, state.first_moment, updates, b1)
         second = _average(member, state.second_moment, _squares(updates), b2)
         eta, decay = _at(learning_rate, count), _at(weight_decay, count)
@@ -204,8 +203,8 @@ def prunadag_w(
         moved = jax.tree.map(
             lambda x, s: (working(x) + s).astype(jnp.result_type(x)), whole, steps
         )
-        thresholds = _thresholds(moved, where, _at(relevant, after), scope)
-        member = _relevant(moved, where, thresholds)
+        threshold = _threshold(moved, where, _at(relevant, after), scope)
+        member = _relevant(moved, where, threshold)
 
         def change(x, inside, y):
             if inside is None:
@@ -214,7 +213,7 @@ def prunadag_w(
             return jnp.where(inside, x - y, -y)
 
         return _map(change, moved, member, params), ScaleByPrunadagWState(
-            after, *moments, moved, thresholds
+            after, *moments, moved, threshold
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -275,36 +274,45 @@ def _prunable(params: Any, where: masks.Where | None) -> list[Any]:
     ]  # fmt: skip
 
 
-def _thresholds(
+def _threshold(
     params: Any, where: masks.Where | None, relevant: Any, scope: str
-) -> tuple[jax.Array, ...]:
-    """For each prunable leaf the smallest relevant magnitude, of leaf or of tree."""
+) -> jax.Array:
+    """The smallest relevant magnitude, of the tree or of each prunable leaf."""
     leaves = [x for x in _prunable(params, where) if x is not None]
-    groups = [leaves] if scope == "global" else [[x] for x in leaves]
-    found = []
-    for group in groups:
+
+    def last(group):
         size = sum(x.size for x in group)
         if not size:
-            found += [jnp.zeros((), _magnitude_dtype(x)) for x in group]
-            continue
-        last = selection.kth_largest_magnitude(group, target_count(relevant, size))
-        found += [last.astype(_magnitude_dtype(x)) for x in group]
-    return tuple(found)
+            return jnp.zeros((), _magnitude_dtype(leaves))
+        count = target_count(relevant, size)
+        found = selection.kth_largest_magnitude(group, count)
+        return found.astype(_magnitude_dtype(leaves))
+
+    if scope == "global":
+        return last(leaves)
+    found = [last([x]) for x in leaves]
+    return jnp.stack(found) if found else jnp.zeros((0,), _magnitude_dtype(leaves))
 
 
-def _magnitude_dtype(x: Any) -> Any:
-    return working(x).dtype
+def _magnitude_dtype(leaves: list[Any]) -> Any:
+    """What holds a magnitude of any of the leaves exactly."""
+    return jnp.result_type(jnp.float32, *leaves)
 
 
 def _relevant(
-    params: Any, where: masks.Where | None, thresholds: tuple[jax.Array, ...]
+    params: Any, where: masks.Where | None, threshold: jax.Array
 ) -> list[Any]:
     """For each leaf a mask of bool, True on R; None where all of it is relevant."""
-    left = iter(thresholds)
-    return [
-        None if x is None else jnp.abs(working(x)) >= next(left)
-        for x in _prunable(params, where)
-    ]
+    found, number = [], 0
+    for x in _prunable(params, where):
+        if x is None:
+            found.append(None)
+            continue
+        last = threshold if threshold.ndim == 0 else threshold[number]
+        # A NaN is the largest, as it is for the selection, and so does not hide.
+        found.append(~(jnp.abs(x).astype(last.dtype) < last))
+        number += 1
+    return found
 
 
 def _map(function: Any, like: Any, member: list[Any], *trees: Any) -> Any:

@@ -18,6 +18,7 @@ from benchmarks import datasets
 
 LOADERS = {
     "mnist": datasets.mnist,
+    "fashion-mnist": datasets.fashion_mnist,
     "a9a": datasets.a9a,
     "reged0": datasets.reged0,
     "musk1": datasets.musk1,
@@ -26,6 +27,7 @@ LOADERS = {
 }
 SHAPES = {
     "mnist": (70_000, 784),
+    "fashion-mnist": (70_000, 784),
     "a9a": (48_842, 123),
     "reged0": (500, 999),
     "musk1": (476, 166),
@@ -35,9 +37,10 @@ SHAPES = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty local folder, an empty cache, and no network."""
+    """An empty local folder, an empty cache, no packages and no network."""
     monkeypatch.setenv("PRUNADAG_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("PRUNADAG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets, "_DEBIAN", tmp_path / "packages")
 
     def unreachable(*args, **kwargs):
         raise urllib.error.URLError("no network")
@@ -88,14 +91,14 @@ def test_idx_says_what_is_wrong(tmp_path, content, message):
         datasets._idx(tmp_path / "x.gz")
 
 
-def mnist_files(folder, labels=(7, 0, 1)):
+def mnist_files(folder, labels=(7, 0, 1), name="mnist"):
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(3, 28, 28))
     parts = {"train": slice(0, 2), "t10k": slice(2, 3)}
     for part, rows in parts.items():
-        write(folder / f"mnist/{part}-images-idx3-ubyte.gz", idx(images[rows]))
+        write(folder / f"{name}/{part}-images-idx3-ubyte.gz", idx(images[rows]))
         write(
-            folder / f"mnist/{part}-labels-idx1-ubyte.gz", idx(np.array(labels)[rows])
+            folder / f"{name}/{part}-labels-idx1-ubyte.gz", idx(np.array(labels)[rows])
         )
     return images
 
@@ -129,6 +132,26 @@ def test_mnist_from_openml_is_the_same(folder, monkeypatch):
     target = np.array(["7", "0", "1"], object)
     fake_openml(monkeypatch, "mnist_784", images.reshape(3, 784).astype(float), target)
     for ours, theirs in zip(local, datasets.mnist(), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_fashion_mnist_local_packaged_and_from_openml(folder, monkeypatch):
+    images = mnist_files(folder, name="fashion-mnist")
+    local = datasets.fashion_mnist()
+    np.testing.assert_array_equal(local.features, images.reshape(3, 784))
+    np.testing.assert_array_equal(local.labels, [7, 0, 1])
+    # The folder goes before the package, whose files are others here.
+    packages = folder.parent / "packages"
+    mnist_files(packages, labels=(3, 3, 5), name="fashion-mnist")
+    np.testing.assert_array_equal(datasets.fashion_mnist().labels, [7, 0, 1])
+    monkeypatch.delenv("PRUNADAG_DATA")
+    np.testing.assert_array_equal(datasets.fashion_mnist().labels, [3, 3, 5])
+    (packages / "fashion-mnist/train-labels-idx1-ubyte.gz").unlink()
+    target = np.array(["7", "0", "1"], object)
+    data = images.reshape(3, 784).astype(float)
+    fake_openml(monkeypatch, "Fashion-MNIST", data, target)
+    for ours, theirs in zip(local, datasets.fashion_mnist(), strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
 
@@ -262,5 +285,6 @@ def test_real_data(name, monkeypatch):
     assert labels.shape == features.shape[:1]
     # Every class occurs, and no class is all there is.
     shares = np.unique(labels, return_counts=True)[1] / len(labels)
-    assert len(shares) == (10 if name in ("mnist", "cifar10") else 2)
+    images = ("mnist", "fashion-mnist", "cifar10")
+    assert len(shares) == (10 if name in images else 2)
     assert 0.05 < shares.min() <= shares.max() < 0.95

@@ -160,6 +160,20 @@ def test_minimiser_is_the_best_of_all_supports(ball, m, k, radius):
 
 
 @few
+@given(vectors, st.floats(0.1, 100))
+@pytest.mark.parametrize("ball", BALLS)
+def test_the_extreme_counts_are_vertices_of_the_l1_and_points_of_the_other_ball(
+    ball, m, radius
+):
+    m = np.concatenate([[2 * np.abs(m).max() + 1], m[1:]])  # one vertex only
+    first = np.where(np.arange(SIZE) == 0, -radius, 0)
+    np.testing.assert_allclose(LMO[ball](m, radius, 1), first, rtol=1e-12)
+    # The Euclidean ball and the cube.
+    last = m / np.linalg.norm(m) if ball == "k_support" else np.sign(m)
+    np.testing.assert_allclose(LMO[ball](m, radius, SIZE), -radius * last, rtol=1e-12)
+
+
+@few
 @given(vectors, vectors, counts)
 @pytest.mark.parametrize("ball", BALLS)
 def test_no_point_of_the_ball_is_better(ball, m, x, k):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from prunadag_optax import masks
 from prunadag_optax.methods import lottery_ticket as lt
+from tests.precision import enable_x64
 
 SHAPES = {"a": {"kernel": (5, 4), "bias": (4,)}, "b": {"kernel": (4, 3), "bias": (3,)}}
 few = settings(max_examples=25, deadline=None)
@@ -244,6 +245,31 @@ def test_the_optimizer_keeps_to_the_ticket(base):
     for got, first, keep in zip(*map(kernels, (trained, params, mask)), strict=True):
         np.testing.assert_array_equal(got[~keep], 0)
         assert np.all(got[keep] != first[keep])
+
+
+def test_the_optimizer_is_its_transcription():
+    # Adam on the masked gradient of a quadratic in plain NumPy.
+    rng = np.random.default_rng(6)
+    start, target, scale = rng.normal(size=(3, 4, 3))
+    keep = rng.random((4, 3)) < 0.5
+    with enable_x64():
+        params = {"bias": jnp.ones(3), "kernel": jnp.asarray(start)}
+        mask = {"bias": None, "kernel": jnp.asarray(keep)}
+        tx = lt.sparse_optimizer(optax.adam(0.1, 0.8, 0.9, 1e-3), mask)
+        state = tx.init(params)
+        x, m, v = start, 0.0, 0.0
+        for t in range(1, 21):
+            g = scale**2 * (params["kernel"] - target)
+            updates, state = tx.update(
+                {"bias": jnp.zeros(3), "kernel": g}, state, params
+            )
+            params = optax.apply_updates(params, updates)
+            g = np.where(keep, scale**2 * (x - target), 0)
+            m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+            step = (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-3)
+            x = np.where(keep, x - 0.1 * step, 0)
+            np.testing.assert_allclose(params["kernel"], x, rtol=1e-10, atol=1e-10)
+    np.testing.assert_array_equal(params["kernel"][~keep], 0)
 
 
 def test_norms_are_those_of_the_ticket_alone():

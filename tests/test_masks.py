@@ -359,6 +359,19 @@ def test_a_traced_sparsity_is_clipped(sparsity, zeros):
     assert (~mask).sum() == zeros
 
 
+@pytest.mark.parametrize("size", [3, 41, 1000, 235_146])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_sparsity_of_nothing_and_of_all_is_exact(size, compiled):
+    # Compiled, a division by a constant is a product with its rounded reciprocal.
+    sparsity = jax.jit(masks.sparsity) if compiled else masks.sparsity
+    assert sparsity(jnp.ones(size)) == 0
+    assert sparsity(jnp.zeros(size)) == 1
+    # One weight of many counts, and one that is left.
+    one = jnp.zeros(size).at[size // 2].set(1)
+    np.testing.assert_allclose(sparsity(one), 1 - 1 / size, rtol=1e-7)
+    np.testing.assert_allclose(sparsity(1 - one), 1 / size, rtol=2e-7)
+
+
 # Schedules of sparsity.
 
 

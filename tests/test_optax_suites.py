@@ -1,4 +1,4 @@
-"""optax's own generic tests, run against prunAdag in every variant.
+"""optax's own generic tests, run against prunAdag in every variant, and the methods.
 
 optax ships the tests that its optimizers must pass. Their lists of optimizers are read
 by decorators when the module is executed, so each suite is executed here from the
@@ -6,6 +6,7 @@ installed source, with our list put before the line that first reads it. Nothing
 installed package is changed, and line numbers in tracebacks agree with it.
 """
 
+import functools
 import importlib.util
 import pathlib
 import types
@@ -19,6 +20,14 @@ import pytest
 from packaging.version import Version
 
 import prunadag_optax
+from prunadag_optax.methods import (
+    bregman,
+    dual_averaging,
+    frank_wolfe,
+    hard_thresholding,
+    proximal,
+    sparse_momentum,
+)
 
 # The convergence targets have 2 to 7 components, so relevant=0.1 is T = 1: each step
 # moves the component with the largest gradient, and the others only as far as they are
@@ -59,6 +68,105 @@ ALL_SETTINGS = SETTINGS + MORE_SETTINGS
 CONTRIB_SETTINGS = [SETTINGS[1], SETTINGS[3], *MORE_SETTINGS[:2], MORE_SETTINGS[4]]
 
 
+# The other methods. Where their arguments are no learning rate and numbers that
+# `inject_hyperparams` can inject, functions of such arguments.
+
+
+def prox_rms(
+    learning_rate: optax.ScalarOrSchedule, regulariser: proximal.Regulariser
+) -> optax.GradientTransformation:
+    def metric(state):
+        return jax.tree.map(lambda nu: jnp.sqrt(nu + 1e-8), state.nu)
+
+    return proximal.proxgen(
+        learning_rate, regulariser, direction=optax.scale_by_rms(), metric=metric
+    )
+
+
+def thresholded_adam(
+    learning_rate: optax.ScalarOrSchedule, k, scope="global"
+) -> optax.GradientTransformation:
+    base = optax.adam(learning_rate)
+    return hard_thresholding.iterative_hard_thresholding(base, k, scope=scope)
+
+
+def fw2(
+    learning_rate: optax.ScalarOrSchedule, radius, support
+) -> optax.GradientTransformation:
+    return frank_wolfe.fw2(radius, support, learning_rate)
+
+
+def _everywhere(path, leaf):
+    del path, leaf
+    return True
+
+
+FACTORIES = {
+    "prunadag": prunadag_optax.prunadag,
+    "prunadag_w": functools.partial(prunadag_optax.prunadag_w, where=_everywhere),
+    "prox_adam": proximal.prox_adam,
+    "prox_rms": prox_rms,
+    "prox_sgd": proximal.prox_sgd,
+    "rmda": dual_averaging.rmda,
+    "ramda": dual_averaging.ramda,
+    "frank_wolfe": frank_wolfe.frank_wolfe,
+    "fw2": fw2,
+    "thresholded_adam": thresholded_adam,
+    "gsm": sparse_momentum.gsm,
+    "linbreg": bregman.linbreg,
+    "adabreg": bregman.adabreg,
+}
+
+
+def _one_group(path, leaf):
+    del path, leaf
+    return ()
+
+
+# The targets are not sparse: the penalties are weak, the balls are large, and no weight
+# has to be zero. FW1 has no learning rate, which the suite of contrib asks for.
+_WEAK_L1 = {"regulariser": proximal.l1(1e-4, where=_everywhere)}
+_WEAK_LASSO = {"regulariser": proximal.group_lasso(1e-4, _one_group)}
+_L1 = {"regulariser": proximal.l1(0.01, where=_everywhere)}
+_SLOW, _FAST = {"learning_rate": 1e-3}, {"learning_rate": 0.1}
+_MOMENTUM = _SLOW | {"momentum": 0.9, "weight_decay": 0.0}
+_BALL = {"radius": 1000.0, "support": 1.0}
+METHODS = [
+    ("prunadag_w", _FAST | {"relevant": 1.0}),
+    ("prox_adam", _FAST | _WEAK_LASSO),
+    ("prox_rms", {"learning_rate": 5e-3} | _WEAK_L1),
+    ("prox_sgd", _SLOW | _WEAK_LASSO),
+    # A step of dual averaging is one from W_0, which is forgotten like 1 / t only: with
+    # 1e-3 RMDA would not arrive, with 0.1 it does not stay in the valley.
+    ("rmda", {"learning_rate": 0.01} | _WEAK_LASSO),
+    ("ramda", {"learning_rate": 0.01} | _WEAK_L1),
+    ("frank_wolfe", _SLOW | _BALL),
+    ("thresholded_adam", _FAST | {"k": 1.0}),
+    ("gsm", _MOMENTUM | {"compression": 1.5}),
+    ("linbreg", _SLOW | _L1 | {"adaptive": bregman.Controller(0.0, every=5)}),
+    ("adabreg", _FAST | _L1),
+]
+MORE_METHODS = [
+    (
+        "prunadag_w",
+        _FAST | {"relevant": 1.0, "evaluate": "relevant"},
+    ),
+    ("fw2", _SLOW | _BALL),
+    ("prox_adam", _FAST | _WEAK_L1 | {"corrected_metric": False}),
+    ("prox_sgd", _SLOW | _WEAK_L1 | {"momentum": 0.9}),
+    ("frank_wolfe", _SLOW | _BALL | {"ball": "k_sparse", "rescale": "relevant"}),
+    ("thresholded_adam", _FAST | {"k": 7, "scope": "leaf"}),
+    (
+        "gsm",
+        _MOMENTUM
+        | {"compression": 1, "nesterov": True, "accumulator_dtype": "float32"},
+    ),
+    ("linbreg", _SLOW | _L1),
+    ("linbreg", _SLOW | _L1 | {"delta": 2.0, "momentum": 0.5}),
+    ("adabreg", _FAST | _L1 | {"adaptive": bregman.Controller(0.0, decay=0.95)}),
+]
+
+
 def _suite(path, name, marker, names, *, edits=(), lookup=None, without=None):
     """A test class of optax that tests what `names` says instead of optax's own.
 
@@ -96,7 +204,7 @@ def _suite(path, name, marker, names, *, edits=(), lookup=None, without=None):
         warnings.filterwarnings("ignore", "Specifying a key will be required")
         exec(compile(source, str(file), "exec"), vars(module))
     if lookup:
-        setattr(module, lookup, lambda *args: getattr(prunadag_optax, args[-1]))
+        setattr(module, lookup, lambda *args: FACTORIES[args[-1]])
     suite = getattr(module, name)
     for test in [test for test in dir(suite) if without and test.startswith(without)]:
         delattr(suite, test)
@@ -111,7 +219,9 @@ def _fail_instead(self, reason):
 
 
 def _entries(settings, **more):
-    return [{"opt_name": "prunadag", "opt_kwargs": s, **more} for s in settings]
+    """Entries for the lists of optax, of settings of prunAdag or (name, settings)."""
+    pairs = (s if isinstance(s, tuple) else ("prunadag", s) for s in settings)
+    return [{"opt_name": name, "opt_kwargs": s, **more} for name, s in pairs]
 
 
 def _label(settings):
@@ -126,42 +236,65 @@ def _restore_x64():
     jax.config.update("jax_enable_x64", before)
 
 
-ContribTest = _suite(
-    "contrib/_common_test.py",
-    "ContribTest",
-    "_ALL_OPTIMIZERS_UNDER_TEST = tuple(",
-    {
-        "_MAIN_OPTIMIZERS_UNDER_TEST": _entries(
-            CONTRIB_SETTINGS, wrapper_name=None, wrapper_kwargs=None
-        ),
-        "_OTHER_OPTIMIZERS_UNDER_TEST": [],
-    },
-    lookup="_get_opt_factory",
-)
+def _contrib_test(settings):
+    return _suite(
+        "contrib/_common_test.py",
+        "ContribTest",
+        "_ALL_OPTIMIZERS_UNDER_TEST = tuple(",
+        {
+            "_MAIN_OPTIMIZERS_UNDER_TEST": _entries(
+                settings, wrapper_name=None, wrapper_kwargs=None
+            ),
+            "_OTHER_OPTIMIZERS_UNDER_TEST": [],
+        },
+        lookup="_get_opt_factory",
+    )
 
-AliasTest = _suite(
-    "_src/alias_test.py",
-    "AliasTest",
-    "def _get_opt(",
-    {"_OPTIMIZERS_UNDER_TEST": tuple(_entries(SETTINGS))},
-    # The optimizers whose complex cases are skipped, by name.
-    edits=[
-        (
-            "if opt_name in (\n        'fromage',",
-            "if opt_name in (\n        'prunadag', 'fromage',",
-            2,
-        )
-    ],
-    lookup="_get_opt",
-    # Names optimizers of optax and their arguments; test_accumulator_dtype is for ours.
-    without="test_explicit_dtype",
-)
+
+def _alias_test(settings):
+    return _suite(
+        "_src/alias_test.py",
+        "AliasTest",
+        "def _get_opt(",
+        {"_OPTIMIZERS_UNDER_TEST": tuple(_entries(settings))},
+        # The optimizers whose complex cases are skipped, by name.
+        edits=[
+            (
+                "if opt_name in (\n        'fromage',",
+                f"if opt_name in (\n        *{tuple(FACTORIES)!r}, 'fromage',",
+                2,
+            )
+        ],
+        lookup="_get_opt",
+        # Names optimizers of optax and their arguments; test_accumulator_dtype is for
+        # ours.
+        without="test_explicit_dtype",
+    )
+
+
+ContribTest = _contrib_test(CONTRIB_SETTINGS)
+AliasTest = _alias_test(SETTINGS)
+
+
+# Classes of their own, so that they can be marked.
+@pytest.mark.slow
+class ContribMethodsTest(_contrib_test(METHODS + MORE_METHODS)):
+    pass
+
+
+@pytest.mark.slow
+class AliasMethodsTest(_alias_test(METHODS + MORE_METHODS)):
+    pass
+
 
 ShardingTest = _suite(
     "_src/sharding_test.py",
     "ShardingTest",
     "class ShardingTest(",
-    {"OPTIMIZERS": {_label(s): prunadag_optax.prunadag(**s) for s in ALL_SETTINGS}},
+    {
+        "OPTIMIZERS": {_label(s): prunadag_optax.prunadag(**s) for s in ALL_SETTINGS}
+        | {name: FACTORIES[name](**s) for name, s in METHODS}
+    },
     # As strings '0.10.2' < '0.7.2', so on jax 0.10 these tests would skip themselves.
     edits=[("jax.__version__ < '0.7.2'", "jax.__version_info__ < (0, 7, 2)", 2)],
     without="test_microbatch",
@@ -180,6 +313,7 @@ Float64Test = _suite(
             for make in (prunadag_optax.prunadag, prunadag_optax.scale_by_prunadag)
             for s in ALL_SETTINGS
         ]
+        + [(name, FACTORIES[name], s) for name, s in METHODS]
     },
 )
 

@@ -118,10 +118,15 @@ def test_weighted_group_mcp_is_stationary(dtype, spread):
 
 
 @dtypes
-@pytest.mark.parametrize("name", ["lasso", "mcp"])
+@pytest.mark.parametrize("name", ["l1", "lasso", "mcp"])
 def test_plain_operators_are_stationary(dtype, name):
     x, d = random_groups(4, dtype, 0)
-    if name == "lasso":
+    if name == "l1":
+        # Groups of one.
+        x, d = x.reshape(-1, 1), d.reshape(-1, 1)
+        z = proximal.prox_l1(x, 4.0, 0.25)
+        residual = group_residual(z, x, d, np.ones_like)
+    elif name == "lasso":
         z = proximal.prox_group_lasso(x, 4.0, 0.25, axis=0, reweight=False)
         residual = group_residual(z, x, d, np.ones_like)
     else:

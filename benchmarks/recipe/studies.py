@@ -83,7 +83,11 @@ def once_an_epoch(plan: Plan) -> optax.GradientTransformation:
 
 
 def targeted(
-    rate: float = 3e-3, *, constant_rate: bool = False, warm_up: float = 0, **more: Any
+    rate: Any = 3e-3,
+    *,
+    constant_rate: bool = False,
+    warm_up: float = 0,
+    **more: Any,
 ) -> Callable[[Plan], optax.GradientTransformation]:
     """The recipe for one sparsity."""
 
@@ -99,6 +103,17 @@ def targeted(
         return recipes.targeted(plan.total_steps, learning_rate=eta, **settings)
 
     return make
+
+
+def trapezoid(plan: Plan) -> optax.Schedule:
+    """A learning rate that is constant for 60% of training and then falls to zero."""
+    begin = int(0.6 * plan.total_steps)
+    return optax.linear_schedule(3e-3, 0.0, plan.total_steps - begin, begin)
+
+
+def any_trapezoid(plan: Plan) -> optax.GradientTransformation:
+    """The recipe for any sparsity with that learning rate."""
+    return recipes.any_sparsity(plan.total_steps, trapezoid(plan))
 
 
 def any_sparsity(
@@ -137,14 +152,37 @@ def sawtooth(teeth: int) -> Callable[[Plan], optax.GradientTransformation]:
     return make
 
 
-def magnitude_pruning(plan: Plan) -> optax.GradientTransformation:
+def magnitude_pruning(
+    rate: Callable[[Plan], optax.Schedule], weight_decay: float = 0.0
+) -> Callable[[Plan], optax.GradientTransformation]:
     """Gradual magnitude pruning of Adam, masks made anew in each step."""
-    steps = plan.total_steps
-    return gradual_pruning.gradual_pruning(
-        optax.adam(optax.cosine_decay_schedule(3e-3, steps)),
-        gradual_pruning.cubic_sparsity(TARGET, begin=steps // 10, end=7 * steps // 10),
-        where=lambda path, leaf: leaf.ndim > 1,
-    )
+
+    def matrices(path: Any, leaf: Any) -> bool:
+        del path
+        return leaf.ndim > 1
+
+    def mask(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(matrices, params)
+
+    def make(plan: Plan) -> optax.GradientTransformation:
+        steps = plan.total_steps
+        base = optax.adamw(rate(plan), weight_decay=weight_decay, mask=mask)
+        sparsity = gradual_pruning.cubic_sparsity(
+            TARGET, begin=steps // 10, end=7 * steps // 10
+        )
+        return gradual_pruning.gradual_pruning(base, sparsity, where=matrices)
+
+    return make
+
+
+def cosine(plan: Plan) -> optax.Schedule:
+    """A learning rate that falls to zero along a half cosine."""
+    return optax.cosine_decay_schedule(3e-3, plan.total_steps)
+
+
+def targeted_trapezoid(plan: Plan) -> optax.GradientTransformation:
+    """The recipe for one sparsity with the other learning rate."""
+    return targeted(trapezoid(plan))(plan)
 
 
 ONE = (1.0, 0.01, 0.05, 0.02, 0.1, 0.01, 0.02, 0.01)
@@ -243,6 +281,7 @@ STUDIES: dict[str, Study] = {
             "1e-2, cosine": targeted(1e-2),
             "3e-3, constant": targeted(constant_rate=True),
             "3e-3, warm-up of 5%": targeted(warm_up=0.05),
+            "3e-3, constant for 60%, then linear to 0": targeted_trapezoid,
         },
     ),
     "shrink": Study(
@@ -271,7 +310,11 @@ STUDIES: dict[str, Study] = {
         AT_TARGET,
         {
             "targeted": targeted(),
-            "gradual magnitude pruning of Adam": magnitude_pruning,
+            "gradual magnitude pruning of Adam": magnitude_pruning(cosine),
+            "targeted, weight decay 0.1": targeted(weight_decay=0.1),
+            "gradual pruning, weight decay 0.1": magnitude_pruning(cosine, 0.1),
+            "targeted, constant rate, then linear": targeted_trapezoid,
+            "gradual pruning, constant rate, then linear": magnitude_pruning(trapezoid),
         },
     ),
     "any": Study(
@@ -314,8 +357,12 @@ STUDIES: dict[str, Study] = {
             "learning rate 5e-3": any_sparsity(5e-3),
             "shrinking by 0.001": any_sparsity(decrease_schedule=0.001),
             "shrinking by 0.01": any_sparsity(decrease_schedule=0.01),
+            "weight decay 0": any_sparsity(weight_decay=0.0),
+            "learning rate constant for 60%, then linear to 0": any_trapezoid,
             "end 0.5": any_sparsity(end=0.5),
+            "end 0.7": any_sparsity(end=0.7),
             "end 0.85": any_sparsity(end=0.85),
+            "end 0.7, weight decay 0": any_sparsity(end=0.7, weight_decay=0.0),
             "leaf scope": any_sparsity(scope="leaf"),
         },
     ),

@@ -161,7 +161,8 @@ def bregman(
             # v depends on the values; of shapes alone there is a state of shapes.
             return jax.eval_shape(init_fn, params)
         x = jax.tree.map(working, params)
-        start = jnp.asarray(
+        # A copy: an injected strength is in the state of `inject_hyperparams`, too.
+        start = jnp.array(
             strength(jnp.zeros([], jnp.int32)) if callable(strength) else strength,
             jnp.result_type(jnp.float32, *jax.tree.leaves(x)),
         )

@@ -279,7 +279,8 @@ def _dual_averaging(
             initial=copy(params),
             gradient_sum=zeros,
             square_sum=jax.tree.map(jnp.zeros_like, zeros) if adaptive else None,
-            eps=jnp.asarray(eps, dtype) if adaptive else None,
+            # A copy: an injected one is in the state of `inject_hyperparams`, too.
+            eps=jnp.array(eps, dtype) if adaptive else None,
         )
 
     def update_fn(

@@ -8,7 +8,6 @@ a ball for each leaf.
 """
 
 import functools
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -609,25 +608,12 @@ def _check(radius, support, ball, scope, name="radius") -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(radius):
             where = name + jax.tree_util.keystr(path)
             _validation.check_scalar(where, leaf, above=0)
-    _check_support(support)
-
-
-def _check_support(support) -> None:
-    if _validation.is_scalar_array(support):
-        return
-    right = _validation.is_number(support) and (
-        int(support) >= 1 if isinstance(support, numbers.Integral) else 0 < support <= 1
-    )
-    if not right:
-        raise ValueError(
-            "support must be a fraction in (0, 1] as a float or a count >= 1 as an "
-            f"integer; got {support!r}."
-        )
+    _validation.check_fraction_or_count("support", support)
 
 
 def _count(support, tree) -> int | jax.Array:
     """The count k among the elements of a tree: at least 1, unless there are none."""
-    _check_support(support)
+    _validation.check_fraction_or_count("support", support)
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
     return target_count(support, size)
 

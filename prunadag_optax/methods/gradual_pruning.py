@@ -71,11 +71,11 @@ def gradual_pruning(
       >>> schedule = gradual.cubic_sparsity(0.5, begin=0, end=10)
       >>> tx = gradual.gradual_pruning(optax.sgd(0.5), schedule)
       >>> x = jnp.zeros(4)
-      >>> state = tx.init(x)
+      >>> state, update = tx.init(x), jax.jit(tx.update)
       >>> for _ in range(20):
-      ...     updates, state = tx.update(jax.grad(loss)(x), state, x)
+      ...     updates, state = update(jax.grad(loss)(x), state, x)
       ...     x = optax.apply_updates(x, updates)
-      >>> x.round(3).tolist()
+      >>> [round(value, 3) for value in x.tolist()]
       [3.0, 0.0, 0.0, -2.0]
 
     References:
@@ -94,6 +94,11 @@ def gradual_pruning(
         return masks.magnitude_mask(
             params, sparsity, scope=scope, where=where, previous=held
         )
+
+    # With a name: outside jit a new function would be compiled in every step.
+    def held_at(params, sparsity, held):
+        del params, sparsity
+        return held
 
     def init_fn(params: optax.Params) -> Any:
         _validation.check_real_leaves("params", params)
@@ -116,7 +121,7 @@ def gradual_pruning(
         mask = jax.lax.cond(
             jnp.asarray(state.count) % every == 0,
             mask_at,
-            lambda params, sparsity, held: held,
+            held_at,
             params,
             sparsity,
             state.mask,
@@ -177,7 +182,7 @@ def cubic_sparsity(
       M. Zhu, S. Gupta, To prune, or not to prune, arXiv:1710.01878, equation (1).
     """
     _validation.check_scalar("final", final, least=0, most=1)
-    most = 1 if _validation.is_scalar_array(final) else final
+    most: Any = 1 if _validation.is_scalar_array(final) else final
     _validation.check_scalar("initial", initial, least=0, most=most)
     _validation.check_scalar("begin", begin, least=0)
     _validation.check_scalar("end", end, above=begin)

@@ -6,7 +6,6 @@ iteration are known, and which of them it can converge to: `stability` tells the
 """
 
 import functools
-import numbers
 from typing import Any, NamedTuple
 
 import chex
@@ -344,13 +343,5 @@ def _largest(leaves: list[jax.Array]) -> Any:
 
 def _check(k: Any, scope: str) -> None:
     _validation.check_choice("scope", scope, ("global", "leaf"))
-    if callable(k) or _validation.is_scalar_array(k):
-        return
-    right = _validation.is_number(k) and (
-        int(k) >= 1 if isinstance(k, numbers.Integral) else 0 < k <= 1
-    )
-    if not right:
-        raise ValueError(
-            "k must be a fraction in (0, 1] as a float or a count >= 1 as an integer; "
-            f"got {k!r}."
-        )
+    if not callable(k):
+        _validation.check_fraction_or_count("k", k)

@@ -347,7 +347,7 @@ def k_support(
       Argyriou, Foygel, Srebro (2012).
     """
     _validation.check_scalar("strength", strength, least=0)
-    frank_wolfe._check_support(support)
+    _validation.check_fraction_or_count("support", support)
 
     def split(params):
         paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
