@@ -4,13 +4,15 @@ Each function looks for its files in the folder that the environment variable
 PRUNADAG_DATA names, in a subfolder of its own:
 
     mnist/            the four idx files (train-images-idx3-ubyte.gz, ...)
+    fashion-mnist/    the same four
     a9a/              a9a.gz and a9a.t.gz, in the format of LIBSVM
     reged0/           reged0_train.data.gz and reged0_train.targets
     musk/             clean1.tsv.gz
     tinyshakespeare/  input.txt
     cifar10/          cifar10_lossless_4000.npz
 
-What is not there is downloaded from its public source where it has one: from OpenML by
+Fashion-MNIST is also found where Debian's package dataset-fashion-mnist puts it. What
+is not there is downloaded from its public source where it has one: from OpenML by
 scikit-learn, which keeps it in its own cache (`sklearn.datasets.get_data_home`), or
 from its web page, kept in `cache_folder`. Failing that, `MissingData` says both ways.
 Files that are there but are not what they should be raise ValueError, which says what
@@ -36,6 +38,8 @@ _SHAKESPEARE = (
     "tinyshakespeare/input.txt",
     "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
+# Where Debian's package dataset-fashion-mnist puts its files.
+_DEBIAN = pathlib.Path("/usr/share/datasets")
 _CAUSALITY = "http://www.causality.inf.ethz.ch/challenge.php?page=datasets"
 
 
@@ -75,22 +79,34 @@ def mnist() -> Examples:
 
     The first 60,000 are the training images.
     """
-    names = [
-        f"mnist/{part}-{kind}-ubyte.gz"
-        for part in ("train", "t10k")
-        for kind in ("images-idx3", "labels-idx1")
-    ]
-
-    def local(*files: pathlib.Path) -> Examples:
-        train, train_digits, test, test_digits = map(_idx, files)
-        images = np.concatenate([train, test])
-        return Examples(
-            images.reshape(len(images), -1), np.concatenate([train_digits, test_digits])
-        )
-
-    images, digits = _find("mnist", names, local, lambda: _openml("mnist_784"))
+    images, digits = _find(
+        "mnist", _idx_names("mnist"), _idx_examples, lambda: _openml("mnist_784")
+    )
     return _checked(
         "mnist", images.astype(np.uint8), digits.astype(np.int64), (784,), range(10)
+    )
+
+
+def fashion_mnist() -> Examples:
+    """Fashion-MNIST: uint8 images of shape [70000, 784] in 0..255, and classes 0..9.
+
+    The first 60,000 are the training images.
+    """
+    names = _idx_names("fashion-mnist")
+    packaged = [_DEBIAN / name for name in names]
+
+    def elsewhere() -> Examples:
+        if all(path.is_file() for path in packaged):
+            return _idx_examples(*packaged)
+        return _openml("Fashion-MNIST")
+
+    images, labels = _find("fashion-mnist", names, _idx_examples, elsewhere)
+    return _checked(
+        "fashion-mnist",
+        images.astype(np.uint8),
+        labels.astype(np.int64),
+        (784,),
+        range(10),
     )
 
 
@@ -249,6 +265,24 @@ def _download(name: str, url: str, sha256: str) -> bytes:
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_bytes(content)
     return content
+
+
+def _idx_names(folder: str) -> list[str]:
+    """The files of MNIST and of what has its format: training, then test."""
+    return [
+        f"{folder}/{part}-{kind}-ubyte.gz"
+        for part in ("train", "t10k")
+        for kind in ("images-idx3", "labels-idx1")
+    ]
+
+
+def _idx_examples(*files: pathlib.Path) -> Examples:
+    """The images of those files, one row each, and their labels."""
+    train, train_labels, test, test_labels = map(_idx, files)
+    images = np.concatenate([train, test])
+    return Examples(
+        images.reshape(len(images), -1), np.concatenate([train_labels, test_labels])
+    )
 
 
 def _idx(path: pathlib.Path) -> np.ndarray:

@@ -65,7 +65,8 @@ MORE_SETTINGS = [
 ALL_SETTINGS = SETTINGS + MORE_SETTINGS
 # The two suites test much the same, so the second leaves out most of what the first
 # has, save the defaults and the other scope.
-CONTRIB_SETTINGS = [SETTINGS[1], SETTINGS[3], *MORE_SETTINGS[:2], MORE_SETTINGS[4]]
+CONTRIB_SETTINGS = [SETTINGS[1], SETTINGS[3], MORE_SETTINGS[1]]
+SLOW_SETTINGS = [MORE_SETTINGS[0], MORE_SETTINGS[4]]
 
 
 # The other methods. Where their arguments are no learning rate and numbers that
@@ -278,7 +279,7 @@ AliasTest = _alias_test(SETTINGS)
 
 # Classes of their own, so that they can be marked.
 @pytest.mark.slow
-class ContribMethodsTest(_contrib_test(METHODS + MORE_METHODS)):
+class ContribMethodsTest(_contrib_test([*SLOW_SETTINGS, *METHODS, *MORE_METHODS])):
     pass
 
 
