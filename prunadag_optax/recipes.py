@@ -40,7 +40,7 @@ def targeted(
     .. math:: T_k / n = 1 - \sigma + \sigma (1 - u)^3
 
     with u from 0 to 1 between the parts `begin` and `end` of the training. What is no
-    longer relevant shrinks by a twentieth a step, so that at the end
+    longer relevant shrinks by half in a step, so that at the end
     `masks.prune(params, sparsity)` takes away what is zero but for rounding.
 
     Args:

@@ -45,7 +45,7 @@ def prunadag_w(
     b2: chex.Numeric = 0.999,
     eps: chex.Numeric = 1e-8,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    decrease_schedule: optax.ScalarOrSchedule = 0.05,
+    decrease_schedule: optax.ScalarOrSchedule = 0.5,
     evaluate: str = "params",
     where: masks.Where | None = None,
     scope: str = "global",
@@ -85,7 +85,9 @@ def prunadag_w(
       weight_decay: lambda_k >= 0, number or schedule, on relevant components and on
         leaves that are not prunable and have two axes or more.
       decrease_schedule: d_k in [0, 1], number or schedule: the share by which a
-        decreasable component shrinks in a step. 1 sets it to zero.
+        decreasable component shrinks in a step. 1 sets it to zero. What shrinks slowly
+        still takes part while others are chosen, at the cost of the last percent in
+        small networks and short trainings.
       evaluate: "params": the gradient is that at x; "relevant": at P_R x, see above.
       where: predicate (path, leaf) -> bool, True for the prunable leaves; all others
         are relevant throughout. None: leaves with at least two axes, so no biases and

@@ -101,7 +101,7 @@ def test_equals_the_transcription(scope, evaluate, decay):
             lambda k: 0.1 / jnp.sqrt(k + 1.0),
             lambda k: jnp.array([1.0, 0.4, 0.2])[k % 3],
             b1=0.8, b2=0.9, eps=1e-6, weight_decay=decay, evaluate=evaluate,
-            scope=scope,
+            scope=scope, decrease_schedule=0.05,
         )  # fmt: skip
         params = jax.tree.map(jnp.asarray, start)
         state, update = tx.init(params), jax.jit(tx.update)

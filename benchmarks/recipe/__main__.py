@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from benchmarks import datasets
 from benchmarks.recipe import families
-from benchmarks.recipe.studies import STUDIES, Plan, Study
+from benchmarks.recipe.studies import SHRINK, STUDIES, Plan, Study
 from benchmarks.speed import environment
 from benchmarks.systems import figures, records, training
 from prunadag_optax import eval_params, masks
@@ -161,7 +161,7 @@ def write(folder: pathlib.Path) -> None:
         "pruning of all kernels together. Nothing here has seen the test images. "
         "`article` settings not named are v4, relevance by magnitude, the cubic "
         "schedule down to 2%, learning rate 0.05, d = 1/(k+1); of prunadag_w those of "
-        "`recipes`.",
+        f"`recipes`, but for d = {SHRINK:g} in `targeted` and in families.",
     ]
     for name, study in STUDIES.items():
         found = kept["studies"].get(name, {})

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
+from benchmarks.recipe.studies import SHRINK
 from benchmarks.systems import records, training
 from prunadag_optax import masks, recipes
 
@@ -65,6 +66,7 @@ def accuracies(
             total_steps=steps,
             sparsities=sparsities,
             parts=parts,
+            decrease_schedule=SHRINK,
         )
 
     if parts is not None:
@@ -90,7 +92,7 @@ def alone(
     sparsity: float,
 ) -> Any:
     """A network trained by `recipes.targeted`, pruned."""
-    tx = recipes.targeted(steps, sparsity)
+    tx = recipes.targeted(steps, sparsity, decrease_schedule=SHRINK)
 
     @jax.jit
     def step(params, state, rows):

@@ -1,0 +1,172 @@
+"""The contenders: how each makes its optimizer, and what it may try.
+
+Everyone gets the same number of epochs, the same number of hyperparameters to try, and
+a learning rate that falls to 0 as a cosine where it has one. All of them train every
+parameter; what they prune, or prepare for pruning, are the leaves with at least two
+axes, ranked together.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from benchmarks.networks import others
+from benchmarks.networks.plans import (
+    AT_TARGET,
+    DENSE,
+    RATE,
+    TARGETS,
+    Contender,
+    Plan,
+    cosine,
+    cubic_sparsity,
+    on_matrices,
+)
+from prunadag_optax import prunadag, recipes
+from prunadag_optax.methods import gradual_pruning
+from prunadag_optax.methods.lottery_ticket import matrices
+from prunadag_optax.stochastic import eval_params
+
+# Dense rivals.
+
+
+def _adam(rate: Any, plan: Plan) -> optax.GradientTransformation:
+    return optax.adam(cosine(rate, plan))
+
+
+def _adamw(rate: Any, plan: Plan) -> optax.GradientTransformation:
+    return optax.adamw(cosine(rate, plan), weight_decay=0.01)
+
+
+def _adagrad(rate: Any, plan: Plan) -> optax.GradientTransformation:
+    return optax.adagrad(cosine(rate, plan))
+
+
+def _sgd(rate: Any, plan: Plan) -> optax.GradientTransformation:
+    return optax.sgd(cosine(rate, plan), momentum=0.9)
+
+
+# Gradual magnitude pruning.
+
+
+def _gradual(base: Callable[[Any, Plan], Any]) -> Callable[[Any, Plan], Any]:
+    def make(rate, plan):
+        # A mask is made ten times an epoch, or oftener in short ones.
+        every = max(1, plan.steps_per_epoch // 10)
+        return gradual_pruning.gradual_pruning(
+            base(rate, plan), cubic_sparsity(plan), every=every, where=matrices
+        )
+
+    return make
+
+
+# prunAdag as in the article, and as it has been used with minibatches.
+
+
+def _article(variant: str) -> Callable[[Any, Plan], Any]:
+    def make(rate, plan):
+        return on_matrices(prunadag(cosine(rate, plan), 0.1, variant=variant), plan)
+
+    return make
+
+
+def _magnitude(rate: Any, plan: Plan) -> optax.GradientTransformation:
+    sparsity = cubic_sparsity(plan)
+    tx = prunadag(
+        cosine(rate, plan),
+        relevant=lambda count: 1 - sparsity(count),
+        variant="v4",
+        relevance="magnitude",
+        decrease_schedule=lambda count: (count + 1.0) ** -0.5,
+    )
+    return on_matrices(tx, plan)
+
+
+# The recipes.
+
+
+def _targeted(rate: Any, plan: Plan) -> optax.GradientTransformation:
+    return recipes.targeted(plan.steps, plan.target, learning_rate=rate)
+
+
+def _any_sparsity(rate: Any, plan: Plan) -> optax.GradientTransformation:
+    return recipes.any_sparsity(plan.steps, learning_rate=rate)
+
+
+def _recipe_params(state: Any, params: Any, rate: Any) -> Any:
+    del rate
+    return eval_params(state, params)
+
+
+ADAM_RATES = (3e-3, 1e-3, 1e-2)
+SGD_RATES = (0.05, 0.02, 0.15)
+
+CONTENDERS: dict[str, Contender] = {
+    "adam": Contender(_adam, (1e-3, 3e-3, 1e-2), RATE, "Adam (optax)", choices=DENSE),
+    "adamw": Contender(
+        _adamw,
+        (1e-3, 3e-3, 1e-2),
+        RATE,
+        "AdamW (optax), weight decay 0.01",
+        choices=DENSE,
+    ),
+    "adagrad": Contender(
+        _adagrad, (0.03, 0.01, 0.1), RATE, "Adagrad (optax)", choices=DENSE
+    ),
+    "sgd": Contender(_sgd, SGD_RATES, RATE, "SGD (optax), momentum 0.9", choices=DENSE),
+    "gmp_adam": Contender(
+        _gradual(_adam),
+        ADAM_RATES,
+        RATE,
+        "gradual magnitude pruning of Adam, a run for each target",
+        TARGETS,
+        AT_TARGET,
+    ),
+    "gmp_sgd": Contender(
+        _gradual(_sgd),
+        SGD_RATES,
+        RATE,
+        "gradual magnitude pruning of SGD with momentum 0.9, a run for each target",
+        TARGETS,
+        AT_TARGET,
+    ),
+    "targeted": Contender(
+        _targeted,
+        ADAM_RATES,
+        RATE,
+        "the recipe `recipes.targeted`, a run for each target, no mask",
+        TARGETS,
+        AT_TARGET,
+        read=_recipe_params,
+        version=2,
+    ),
+    "any_sparsity": Contender(
+        _any_sparsity,
+        ADAM_RATES,
+        RATE,
+        "the recipe `recipes.any_sparsity`, one run for all sparsities",
+        read=_recipe_params,
+        version=2,
+    ),
+}
+CORE = tuple(CONTENDERS)
+ARTICLE_RATES = (0.05, 0.02, 0.1)
+for _variant in ("v1", "v2", "v3", "v4", "relevant_only"):
+    CONTENDERS[f"prunadag_{_variant}"] = Contender(
+        _article(_variant),
+        ARTICLE_RATES,
+        RATE,
+        f"prunAdag of the article, variant {_variant}, a tenth relevant by gradient; "
+        "biases and scales by Adam",
+    )
+CONTENDERS["prunadag_magnitude"] = Contender(
+    _magnitude,
+    ARTICLE_RATES,
+    RATE,
+    "prunAdag v4, relevant by magnitude, their share falling as in gradual magnitude "
+    "pruning, a run for each target; biases and scales by Adam",
+    TARGETS,
+    AT_TARGET,
+)
+CONTENDERS.update(others.CONTENDERS)

@@ -1,0 +1,86 @@
+"""What a contender is, and the pieces that several of them share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from prunadag_optax.methods import gradual_pruning
+from prunadag_optax.methods.lottery_ticket import matrices
+
+TARGETS = (0.9, 0.95, 0.98, 0.99)
+# The target at which a contender with targets tries its hyperparameters.
+TUNED_AT = 0.95
+RATE, STRENGTH = "learning rate", "strength of the l1 norm"
+# How trials are judged, see `tuning.SCORES`.
+DENSE, AT_TARGET = ("dense", "pruning"), ("target",)
+
+
+class Plan(NamedTuple):
+    """What a contender knows of the training ahead.
+
+    Attributes:
+      steps: in all.
+      steps_per_epoch: minibatches of an epoch.
+      target: the sparsity to train for, number or scalar array; without meaning for
+        contenders that have none.
+    """
+
+    steps: int
+    steps_per_epoch: int
+    target: Any
+
+
+class Contender(NamedTuple):
+    """A method.
+
+    Attributes:
+      make: (hyperparameter, plan) -> optimizer of all parameters. The hyperparameter
+        is a scalar array.
+      grid: hyperparameters to try, the first before the others.
+      tries: what the hyperparameter is.
+      about: what the method is, in a line.
+      targets: sparsities to train for, a run for each; empty: one run for all.
+      choices: by what trials are judged, see `tuning.SCORES`; each has its own runs
+        where they choose differently.
+      start: (key, initial params) -> params to start from.
+      read: (state, params, hyperparameter) -> params to evaluate.
+      traced_target: whether `make` takes a traced target.
+      version: to be raised when the method changes, so that its runs are made anew.
+    """
+
+    make: Callable[[Any, Plan], optax.GradientTransformation]
+    grid: tuple[float, ...]
+    tries: str
+    about: str
+    targets: tuple[float, ...] = ()
+    choices: tuple[str, ...] = ("every",)
+    start: Callable[[jax.Array, Any], Any] = lambda key, params: params
+    read: Callable[[Any, Any, Any], Any] = lambda state, params, hyperparameter: params
+    traced_target: bool = True
+    version: int = 1
+
+
+def cosine(rate: Any, plan: Plan) -> optax.Schedule:
+    """A learning rate that falls to 0 over the training."""
+    return optax.cosine_decay_schedule(rate, plan.steps)
+
+
+def cubic_sparsity(plan: Plan) -> optax.Schedule:
+    """Rises to the target between 10% and 70% of the training."""
+    return gradual_pruning.cubic_sparsity(
+        plan.target, begin=plan.steps // 10, end=plan.steps * 7 // 10
+    )
+
+
+def on_matrices(
+    tx: optax.GradientTransformation, plan: Plan, rate: float = 1e-3
+) -> optax.GradientTransformation:
+    """The transformation on what can be pruned, Adam on biases and scales."""
+    return optax.partition(
+        {"matrix": tx, "other": optax.adam(cosine(rate, plan))},
+        lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, x: "matrix" if matrices(path, x) else "other", params
+        ),
+    )

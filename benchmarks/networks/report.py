@@ -1,0 +1,274 @@
+"""The page of all tasks that there are runs of, `networks.md`, and its figures."""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.networks import figures, records, tuning
+from benchmarks.networks.contenders import CONTENDERS
+from benchmarks.networks.evaluation import (
+    CALIBRATION,
+    FINE_TUNED,
+    FINE_TUNING_RATE,
+    SPARSITIES,
+)
+from benchmarks.networks.plans import TUNED_AT
+from benchmarks.networks.results import (
+    FINE_TUNED as TUNED,
+)
+from benchmarks.networks.results import (
+    ONE_SHOT,
+    RECALIBRATED,
+    Row,
+    rows,
+    step_seconds,
+    trials_known,
+)
+from benchmarks.networks.tasks import QUICK, TASKS, Settings
+from benchmarks.networks.verdicts import verdicts
+from benchmarks.systems import figures as panels
+from benchmarks.systems import report as systems_report
+
+MODELS = {
+    "mlp": "a multilayer perceptron with hidden layers of {widths}",
+    "cnn": "strided convolutions of {widths} channels with batch normalisation",
+    "resnet": "a residual network, a block each of {widths} channels with batch "
+    "normalisation",
+    "transformer": "a character transformer, layers of width {widths}",
+}
+SOURCES = {
+    "mnist": "MNIST",
+    "fashion": "Fashion-MNIST",
+    "cifar": "4,000 images of CIFAR-10, as many of each class",
+    "digits": "scikit-learn's digits",
+    "shakespeare": "Tiny Shakespeare",
+    "topics": "the text of pydoc's topics",
+}
+
+
+def table(columns: Mapping[str, list[str]]) -> str:
+    """Markdown of columns by their names."""
+    lines = [columns, ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def cell(values: list[float]) -> str:
+    """Mean ± standard deviation over the seeds.
+
+    Examples:
+      >>> cell([1.0, 2.0, 3.0]), cell([2.0]), cell([])
+      ('2.00 ± 1.00', '2.00', '')
+    """
+    if not values:
+        return ""
+    spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{spread}"
+
+
+def by_sparsity(
+    rows: list[Row], kind: str, sparsities: tuple[float, ...], scale: float = 1.0
+) -> str:
+    """Markdown: a row for each of those that have such values."""
+    known = [(row.name, row.values(kind)) for row in rows]
+    known = [(name, values) for name, values in known if values]
+    columns = {"": [name for name, _ in known]}
+    for sparsity in sparsities:
+        columns[f"{100 * sparsity:g}%"] = [
+            cell([scale * value for value in values.get(sparsity, [])])
+            for _, values in known
+        ]
+    return table(columns)
+
+
+def costs(rows: list[Row], settings: Settings, known: Mapping[str, Any]) -> str:
+    """Markdown: what each contender is, what it tried and chose, what a step costs."""
+    names = dict.fromkeys(row.contender for row in rows)
+    fastest = {name: step_seconds(name, known) for name in names}
+    columns: dict[str, list[str]] = {
+        name: []
+        for name in ("", "method", "tried", "chosen", "seeds", "step (ms)", "/ adam")
+    }
+    for row in rows:
+        contender = CONTENDERS[row.contender]
+        trials = trials_known(row.contender, settings, known)
+        grid = ", ".join(f"{h:g}" for h in sorted(contender.grid[:trials]))
+        seconds = fastest[row.contender]
+        values = (
+            row.name,
+            contender.about,
+            f"{contender.tries} {grid}",
+            f"{row.hyperparameter:g}",
+            str(len({run["seed"] for run in row.runs})),
+            f"{1000 * seconds:.2f}",
+            f"{seconds / fastest['adam']:.2f}" if "adam" in fastest else "",
+        )
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
+    return table(columns)
+
+
+def about(settings: Settings) -> str:
+    """The settings of a task in words."""
+    network = MODELS[settings.model].format(widths=", ".join(map(str, settings.widths)))
+    if settings.context:
+        data = (
+            f"all but the last tenth to train on, {settings.validation} windows of "
+            f"{settings.context} characters of the rest for validation and "
+            f"{settings.test} to test"
+        )
+    else:
+        data = (
+            f"{settings.train:,} to train on, {settings.validation:,} for validation, "
+            f"{settings.test:,} to test"
+        )
+    flips = ", mirrored at random" * settings.flips
+    return (
+        f"{SOURCES[settings.data]}: {data}{flips}; {network}. Minibatches of "
+        f"{settings.batch}, {settings.epochs} epochs of {settings.steps_per_epoch} "
+        f"steps, {settings.trial_epochs} in trials."
+    )
+
+
+def judged_by_metric(
+    found: list[Row], settings: Settings, known: Mapping[str, Any]
+) -> list[str]:
+    """Markdown: what changes if all trials are judged by accuracy; else nothing.
+
+    Args:
+      found: the rows of the task as they were chosen.
+      settings: of the task.
+      known: its finished runs by key.
+    """
+    otherwise = set()
+    for name in dict.fromkeys(row.contender for row in found):
+        trials = trials_known(name, settings, known)
+        given = (name, CONTENDERS[name], settings, trials, known)
+        own, other = (
+            set((tuning.chosen(*given, scores) or {}).values())
+            for scores in (tuning.SCORES, tuning.BY_METRIC)
+        )
+        otherwise |= {(name, hyperparameter) for hyperparameter in other - own}
+    if not otherwise:
+        return []
+    other = rows(settings, known, tuning.BY_METRIC)
+    new = [row for row in other if (row.contender, row.hyperparameter) in otherwise]
+    named = ", ".join(f"{name} {h:g}" for name, h in sorted(otherwise))
+    parts = [
+        "### Had all trials been judged by accuracy",
+        f"Chosen would have been: {named}.",
+    ]
+    if not new:
+        return [*parts, "There are no test runs with that."]
+    claims = verdicts(found, settings.normalised)
+    changed = [c for c in verdicts(other, settings.normalised) if c not in claims]
+    return [
+        *parts,
+        by_sparsity(new, ONE_SHOT, SPARSITIES),
+        "Verdicts with other numbers then:" if changed else "No verdict changes.",
+        systems_report.verdicts(changed),
+    ]
+
+
+def section(
+    task: str,
+    settings: Settings,
+    known: Mapping[str, dict[str, Any]],
+    folder: pathlib.Path,
+    page: pathlib.Path,
+) -> str:
+    """Markdown of one task; its figure is drawn."""
+    found = rows(settings, known)
+    metric = "next-character accuracy (%)" if settings.context else "test accuracy (%)"
+    picture = folder / f"{task}.png"
+    panels.write(figures.draw, picture, found, settings.normalised, metric)
+    where = picture.relative_to(page.parent).as_posix()
+    hours = sum(record["seconds"]["all"] for record in known.values()) / 3600
+    parts = [
+        f"## {task}",
+        about(settings),
+        f"{len(known)} runs, trials among them: {hours:.2f} hours one after another.",
+        f"### {metric[:-4].capitalize()}, one-shot (%)",
+        by_sparsity(found, ONE_SHOT, SPARSITIES),
+    ]
+    if settings.normalised:
+        parts += [
+            "### Recalibrated (%)",
+            by_sparsity(found, RECALIBRATED, SPARSITIES),
+        ]
+    parts += [
+        "### After an epoch of fine-tuning with the mask held (%)",
+        by_sparsity(found, TUNED, FINE_TUNED),
+    ]
+    if settings.context:
+        parts += [
+            "### Bits per character, one-shot",
+            by_sparsity(found, f"{ONE_SHOT} loss", SPARSITIES, 1 / math.log(2)),
+        ]
+    parts += [
+        f"![{task}]({where})",
+        "### Verdicts",
+        systems_report.verdicts(verdicts(found, settings.normalised)),
+        *judged_by_metric(found, settings, known),
+        "### Hyperparameters and costs",
+        costs(found, settings, known),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def introduction(folder: pathlib.Path, quick: bool) -> str:
+    """Markdown: what the page shows, and how it was made."""
+    file = folder / "commands.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    commands = list(dict.fromkeys(json.loads(line)["command"] for line in lines))
+    parts = ["# prunAdag against every rival, on small networks with minibatches"]
+    if quick:
+        parts.append("**A quick run on small data: no verdict means anything.**")
+    if lines:
+        known = json.loads(lines[-1])
+        versions = ", ".join(f"{k} {v}" for k, v in known["versions"].items())
+        made = "; ".join(f"`{command}`" for command in commands)
+        parts.append(
+            f"Made by {made} on {known['backend']} ({known['architecture']}, "
+            f"{known['cores']} cores; {versions})."
+        )
+    parts.append(
+        "Everyone has the same epochs, minibatches and initial weights, tries as many "
+        f"hyperparameters on the seed {tuning.TRIAL_SEED}, which is no test seed, and "
+        "has a learning rate that falls to zero as a cosine. Trials are judged on "
+        "validation data, one-shot, by the loss: contenders that train for a sparsity "
+        f"at {100 * TUNED_AT:g}%, the others by its mean over 0, 90, 95, 98 and 99%. "
+        "(By accuracy, one trial seed decides between learning rates within its noise.)"
+        " The dense rivals (Adam, AdamW, Adagrad, SGD) are chosen twice, by accuracy: "
+        "that of the whole network (dense), its mean from 80 to 99% (pruning), with "
+        "two rows where the choices differ. Cells are the mean ± standard deviation "
+        "over the seeds on test data. Pruned are all leaves with at least two axes, by "
+        "magnitude, ranked together. A contender that trains for a sparsity has a run "
+        "for each, and stands in each column with the run for it. Recalibrated: batch "
+        f"statistics computed anew on the first {CALIBRATION:,} training images after "
+        "pruning. Fine-tuned: one epoch more with the mask held, by Adam for all, "
+        f"learning rate {FINE_TUNING_RATE:g} falling to zero as a cosine. A step's "
+        "time is that of the fastest epoch of all its runs and trials; the ratios are "
+        "rough where the machine had other things to do."
+    )
+    return "\n\n".join(parts)
+
+
+def write(folder: pathlib.Path, page: pathlib.Path, quick: bool = False) -> None:
+    """Makes the figures and the page from the runs that are there.
+
+    Args:
+      folder: with `<task>.jsonl`.
+      page: the file to write.
+      quick: whether the runs have the small settings.
+    """
+    sections = [introduction(folder, quick)]
+    for task, settings in (QUICK if quick else TASKS).items():
+        known = records.load(folder / f"{task}.jsonl")
+        if rows(settings, known):
+            sections.append(section(task, settings, known, folder, page))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")

@@ -1,0 +1,108 @@
+"""Which hyperparameter a contender gets: the best of its trials on validation data."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.networks.evaluation import SPARSITIES
+from benchmarks.networks.plans import TUNED_AT, Contender
+from benchmarks.networks.records import Run, key_of
+from benchmarks.networks.tasks import Settings
+
+TRIAL_SEED = 100
+
+
+def _mean(sparsities: tuple[float, ...], of: str = "") -> Callable[[Any], float]:
+    places = [SPARSITIES.index(s) for s in sparsities]
+
+    def mean(record: dict[str, Any]) -> float:
+        found = record["validation"]
+        # Where there are batch statistics, they are those of the pruned network.
+        kind = "recalibrated" if "recalibrated" in found else "one-shot"
+        return float(np.mean(np.asarray(found[kind + of])[places]))
+
+    return mean
+
+
+def _least_loss(*sparsities: float) -> Callable[[dict[str, Any]], float]:
+    loss = _mean(sparsities, " loss")
+
+    def score(record: dict[str, Any]) -> float:
+        found = loss(record)
+        return -found if np.isfinite(found) else -np.inf
+
+    return score
+
+
+# On validation data, before fine-tuning: by name, function record of a trial -> number,
+# the larger the better. The loss tells networks apart that are trained for a sparsity;
+# their accuracies lie within the noise of one trial. Dense networks, which they are
+# held to, are chosen by the metric that is reported.
+SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "dense": _mean((0.0,)),
+    "pruning": _mean(tuple(s for s in SPARSITIES if s >= 0.8)),
+    "every": _least_loss(0.0, 0.9, 0.95, 0.98, 0.99),
+    "target": _least_loss(TUNED_AT),
+}
+
+# The same by the metric for all: the page tells where that would have chosen otherwise.
+BY_METRIC = SCORES | {
+    "every": _mean((0.0, 0.9, 0.95, 0.98, 0.99)),
+    "target": _mean((TUNED_AT,)),
+}
+
+
+def trials_of(name: str, contender: Contender, trials: int) -> list[Run]:
+    """The trials that choose; none where there is nothing to choose from."""
+    grid = contender.grid[:trials]
+    if len(grid) == 1:
+        return []
+    target = TUNED_AT if contender.targets else None
+    return [Run(name, "trial", target, h, TRIAL_SEED) for h in grid]
+
+
+def chosen(
+    name: str,
+    contender: Contender,
+    settings: Settings,
+    trials: int,
+    known: Mapping[str, Any],
+    scores: Mapping[str, Callable[[dict[str, Any]], float]] = SCORES,
+) -> dict[str, float] | None:
+    """The hyperparameter by each of the contender's choices.
+
+    Args:
+      name: of the contender.
+      contender: the method.
+      settings: of the task.
+      trials: how many hyperparameters each contender may try.
+      known: finished runs by key.
+      scores: what trials are judged by.
+
+    Returns:
+      By name of the choice; None while trials are missing.
+    """
+    runs = trials_of(name, contender, trials)
+    if not runs:
+        return dict.fromkeys(contender.choices, contender.grid[0])
+    keys = [key_of(run, contender, settings) for run in runs]
+    if not all(key in known for key in keys):
+        return None
+    records = [known[key] for key in keys]
+    return {
+        choice: max(records, key=scores[choice])["hyperparameter"]
+        for choice in contender.choices
+    }
+
+
+def tests_of(
+    name: str, contender: Contender, chosen: Mapping[str, float], seeds: int
+) -> list[Run]:
+    """The runs to report, each hyperparameter once."""
+    return [
+        Run(name, "test", target, hyperparameter, seed)
+        for hyperparameter in dict.fromkeys(chosen.values())
+        for seed in range(seeds)
+        for target in contender.targets or (None,)
+    ]
