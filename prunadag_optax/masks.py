@@ -19,6 +19,28 @@ from prunadag_optax import _ranking, _validation, selection
 Where = Callable[[tuple[Any, ...], jax.Array], bool]
 
 
+def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
+    """The `where` of optimizers that choose what is prunable themselves.
+
+    Args:
+      path: key path of the leaf.
+      leaf: array.
+
+    Returns:
+      Whether the leaf has at least two axes, so is no bias and no normalisation scale,
+      or is the whole tree.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import masks
+      >>> masks.is_matrix(("kernel",), jnp.ones((2, 2)))
+      True
+      >>> masks.is_matrix(("bias",), jnp.ones(2)), masks.is_matrix((), jnp.ones(2))
+      (False, True)
+    """
+    return not path or jnp.ndim(leaf) > 1
+
+
 def magnitude_mask(
     params: optax.Params,
     sparsity: chex.Numeric,

@@ -20,7 +20,7 @@ import jax
 import optax
 
 from prunadag_optax import _validation, masks, schedules
-from prunadag_optax.stochastic import prunadag_w
+from prunadag_optax.stochastic import eval_params, prunadag_w
 
 # Parts of the training: before it the network is whole, after it the share is final.
 BEGIN, END = 0.1, 0.7
@@ -229,7 +229,7 @@ def family(
         ends.append(round(total_steps * done / sum(parts)))
     relevant = schedules.staircase_relevant([1 - s for s in sparsities], ends=ends)
     tx = prunadag_w(_restarts(learning_rate, ends), relevant, **settings)
-    where = settings.get("where") or _matrices
+    where = settings.get("where") or masks.is_matrix
 
     @jax.jit
     def step(params, state, aux, batch):
@@ -255,7 +255,10 @@ def family(
                     ) from None
                 params, state, aux = step(params, state, aux, batch)
             pruned, mask = masks.prune(
-                params, sparsity, where=where, scope=settings.get("scope", "global")
+                eval_params(state, params),
+                sparsity,
+                where=where,
+                scope=settings.get("scope", "global"),
             )
             yield Member(sparsity, end, pruned, mask, aux)
             begin = end
@@ -286,8 +289,3 @@ def _check_length(total_steps: int, begin: float, end: float) -> None:
     _validation.check_scalar("total_steps", total_steps, least=1)
     _validation.check_scalar("begin", begin, least=0, below=1)
     _validation.check_scalar("end", end, above=begin, most=1)
-
-
-def _matrices(path: tuple[Any, ...], leaf: Any) -> bool:
-    """The prunable leaves of `prunadag_w` unless a `where` says otherwise."""
-    return not path or leaf.ndim > 1

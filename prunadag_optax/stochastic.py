@@ -270,10 +270,9 @@ def eval_params(state: Any, params: optax.Params) -> optax.Params:
 def _prunable(params: Any, where: masks.Where | None) -> list[Any]:
     """The leaves, with None for those that are not prunable."""
     return [
-        leaf if (where(path, leaf) if where else not path or jnp.ndim(leaf) > 1) else
-        None
+        leaf if (where or masks.is_matrix)(path, leaf) else None
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    ]  # fmt: skip
+    ]
 
 
 def _threshold(

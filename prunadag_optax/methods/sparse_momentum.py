@@ -92,7 +92,7 @@ def active_gradients(
             for i, (path, leaf) in enumerate(
                 jax.tree_util.tree_leaves_with_path(params)
             )
-            if (where or _is_matrix)(path, leaf)
+            if (where or masks.is_matrix)(path, leaf)
         ]
         scores = jax.tree.leaves(scores_of("taylor")(updates, params))
         scores = [scores[i] for i in prunable]
@@ -188,11 +188,6 @@ def gsm(
         optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),
         optax.stateless(_cast_like),
     )
-
-
-def _is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
-    """The leaves that are prunable unless a `where` says otherwise."""
-    return not path or jnp.ndim(leaf) > 1
 
 
 def _active_count(compression: Any, size: int) -> jax.Array:
