@@ -7,8 +7,8 @@ Three ways to a network that can be pruned:
 * `family`: one training that passes through several sparsities and hands over a network
   at each.
 
-All give to `prunadag_w` a learning rate that falls to zero along a half cosine, and a
-schedule of the relevant components. The figures behind the settings are in
+All give to `prunadag_w` a learning rate that falls to zero, and a schedule of the
+relevant components. The figures behind the settings are in
 benchmarks/results/recipe.md.
 """
 
@@ -24,6 +24,8 @@ from prunadag_optax.stochastic import eval_params, prunadag_w
 
 # Parts of the training: before it the network is whole, after it the share is final.
 BEGIN, END = 0.1, 0.7
+# Part of the training after which the learning rate falls.
+HELD = 0.6
 
 
 def targeted(
@@ -46,8 +48,8 @@ def targeted(
     Args:
       total_steps: length of the training, in steps.
       sparsity: sigma in [0, 1), the share of the prunable weights to prune afterwards.
-      learning_rate: where the half cosine begins, in the scale of Adam's; or a
-        schedule, taken as it is.
+      learning_rate: of the first 60% of the training, in the scale of Adam's; from
+        there it falls to zero linearly. Or a schedule, taken as it is.
       begin: part of the training with the whole network, in [0, 1).
       end: part of the training after which T is final, in (begin, 1].
       **settings: further arguments of `prunadag_w`.
@@ -77,7 +79,7 @@ def targeted(
     relevant = schedules.cubic_relevant(
         1 - sparsity, begin=begin * total_steps, end=end * total_steps
     )
-    return prunadag_w(_cosine(learning_rate, total_steps), relevant, **settings)
+    return prunadag_w(_falling(learning_rate, total_steps), relevant, **settings)
 
 
 def any_sparsity(
@@ -102,12 +104,15 @@ def any_sparsity(
     The training loop then holds pruned parameters. Take those to evaluate and to save
     from `eval_params(state, params)`, and prune them by `masks.prune`; running averages
     of BatchNorm have seen all shares in turn and want to be recomputed for the one
-    chosen.
+    chosen, or kept for each share (docs/recipes.md).
+
+    Every fourth step of the default levels trains the whole network, which costs it a
+    little; with `levels=schedules.MOSTLY_WHOLE` five steps in six do.
 
     Args:
       total_steps: length of the training, in steps.
-      learning_rate: where the half cosine begins, in the scale of Adam's; or a
-        schedule, taken as it is.
+      learning_rate: of the first 60% of the training, in the scale of Adam's; from
+        there it falls to zero linearly. Or a schedule, taken as it is.
       levels: the shares l of the prunable weights to train, in (0, 1], in their order;
         one that comes up twice has two turns.
       begin: part of the training with the whole network, in [0, 1).
@@ -144,7 +149,7 @@ def any_sparsity(
     )
     settings = {"decrease_schedule": 0.0, "evaluate": "relevant"} | settings
     return prunadag_w(
-        _cosine(learning_rate, total_steps),
+        _falling(learning_rate, total_steps),
         schedules.cyclic_relevant(levels, least=least),
         weight_decay=weight_decay,
         **settings,
@@ -278,11 +283,13 @@ def _restarts(learning_rate: chex.Numeric, ends: Sequence[int]) -> optax.Schedul
     )
 
 
-def _cosine(learning_rate: optax.ScalarOrSchedule, steps: int) -> optax.Schedule:
+def _falling(learning_rate: optax.ScalarOrSchedule, steps: int) -> optax.Schedule:
+    """Constant at first, then linear to zero."""
     if callable(learning_rate):
         return learning_rate
     _validation.check_scalar("learning_rate", learning_rate, least=0)
-    return optax.cosine_decay_schedule(learning_rate, steps)
+    held = int(HELD * steps)
+    return optax.linear_schedule(learning_rate, 0.0, steps - held, held)
 
 
 def _check_length(total_steps: int, begin: float, end: float) -> None:

@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", type=int, help="3; with --quick 2")
     parser.add_argument(
-        "--trials", type=int, help="hyperparameters each may try: 3; with --quick 1"
+        "--trials", type=int, help="hyperparameters each may try: 4; with --quick 1"
     )
     parser.add_argument("--quick", action="store_true", help="small, in minutes")
     parser.add_argument(
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
             if chosen.redo:
                 records.forget(path, set(names))
             seeds = chosen.seeds or (2 if chosen.quick else 3)
-            trials = chosen.trials or (1 if chosen.quick else 3)
+            trials = chosen.trials or (1 if chosen.quick else 4)
             compete(task, settings, names, seeds, trials, path)
     report.write(folder, output / "networks.md", chosen.quick)
     print(f"{'A quick run, in ' if chosen.quick else ''}{output / 'networks.md'}")

@@ -1,9 +1,9 @@
 """The contenders: how each makes its optimizer, and what it may try.
 
-Everyone gets the same number of epochs, the same number of hyperparameters to try, and
-a learning rate that falls to 0 as a cosine where it has one. All of them train every
-parameter; what they prune, or prepare for pruning, are the leaves with at least two
-axes, ranked together.
+Everyone gets the same number of epochs, the same number of hyperparameters to try, and,
+where it has a learning rate, one that is constant for 60% of the steps and then falls
+to 0. All of them train every parameter; what they prune, or prepare for pruning, are
+the leaves with at least two axes, ranked together.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ from benchmarks.networks.plans import (
     TARGETS,
     Contender,
     Plan,
-    cosine,
     cubic_sparsity,
+    falling,
     on_matrices,
 )
-from prunadag_optax import prunadag, recipes
+from prunadag_optax import prunadag, recipes, schedules
 from prunadag_optax.methods import gradual_pruning
 from prunadag_optax.methods.lottery_ticket import matrices
 from prunadag_optax.stochastic import eval_params
@@ -32,19 +32,19 @@ from prunadag_optax.stochastic import eval_params
 
 
 def _adam(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return optax.adam(cosine(rate, plan))
+    return optax.adam(falling(rate, plan.steps))
 
 
 def _adamw(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return optax.adamw(cosine(rate, plan), weight_decay=0.01)
+    return optax.adamw(falling(rate, plan.steps), weight_decay=0.01)
 
 
 def _adagrad(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return optax.adagrad(cosine(rate, plan))
+    return optax.adagrad(falling(rate, plan.steps))
 
 
 def _sgd(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return optax.sgd(cosine(rate, plan), momentum=0.9)
+    return optax.sgd(falling(rate, plan.steps), momentum=0.9)
 
 
 # Gradual magnitude pruning.
@@ -66,7 +66,9 @@ def _gradual(base: Callable[[Any, Plan], Any]) -> Callable[[Any, Plan], Any]:
 
 def _article(variant: str) -> Callable[[Any, Plan], Any]:
     def make(rate, plan):
-        return on_matrices(prunadag(cosine(rate, plan), 0.1, variant=variant), plan)
+        return on_matrices(
+            prunadag(falling(rate, plan.steps), 0.1, variant=variant), plan
+        )
 
     return make
 
@@ -74,7 +76,7 @@ def _article(variant: str) -> Callable[[Any, Plan], Any]:
 def _magnitude(rate: Any, plan: Plan) -> optax.GradientTransformation:
     sparsity = cubic_sparsity(plan)
     tx = prunadag(
-        cosine(rate, plan),
+        falling(rate, plan.steps),
         relevant=lambda count: 1 - sparsity(count),
         variant="v4",
         relevance="magnitude",
@@ -90,8 +92,11 @@ def _targeted(rate: Any, plan: Plan) -> optax.GradientTransformation:
     return recipes.targeted(plan.steps, plan.target, learning_rate=rate)
 
 
-def _any_sparsity(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return recipes.any_sparsity(plan.steps, learning_rate=rate)
+def _any_sparsity(levels: tuple[float, ...]) -> Callable[[Any, Plan], Any]:
+    def make(rate, plan):
+        return recipes.any_sparsity(plan.steps, learning_rate=rate, levels=levels)
+
+    return make
 
 
 def _recipe_params(state: Any, params: Any, rate: Any) -> Any:
@@ -99,20 +104,20 @@ def _recipe_params(state: Any, params: Any, rate: Any) -> Any:
     return eval_params(state, params)
 
 
-ADAM_RATES = (3e-3, 1e-3, 1e-2)
-SGD_RATES = (0.05, 0.02, 0.15)
+ADAM_RATES = (3e-3, 1e-3, 1e-2, 3e-2)
+SGD_RATES = (0.05, 0.02, 0.15, 0.5)
 
 CONTENDERS: dict[str, Contender] = {
-    "adam": Contender(_adam, (1e-3, 3e-3, 1e-2), RATE, "Adam (optax)", choices=DENSE),
+    "adam": Contender(_adam, ADAM_RATES, RATE, "Adam (optax)", choices=DENSE),
     "adamw": Contender(
         _adamw,
-        (1e-3, 3e-3, 1e-2),
+        ADAM_RATES,
         RATE,
         "AdamW (optax), weight decay 0.01",
         choices=DENSE,
     ),
     "adagrad": Contender(
-        _adagrad, (0.03, 0.01, 0.1), RATE, "Adagrad (optax)", choices=DENSE
+        _adagrad, (0.03, 0.01, 0.1, 0.3), RATE, "Adagrad (optax)", choices=DENSE
     ),
     "sgd": Contender(_sgd, SGD_RATES, RATE, "SGD (optax), momentum 0.9", choices=DENSE),
     "gmp_adam": Contender(
@@ -139,19 +144,27 @@ CONTENDERS: dict[str, Contender] = {
         TARGETS,
         AT_TARGET,
         read=_recipe_params,
-        version=2,
     ),
     "any_sparsity": Contender(
-        _any_sparsity,
+        _any_sparsity(schedules.LEVELS),
         ADAM_RATES,
         RATE,
         "the recipe `recipes.any_sparsity`, one run for all sparsities",
         read=_recipe_params,
-        version=2,
+        shares=schedules.LEVELS,
+    ),
+    "mostly_whole": Contender(
+        _any_sparsity(schedules.MOSTLY_WHOLE),
+        ADAM_RATES,
+        RATE,
+        "the same with `levels=schedules.MOSTLY_WHOLE`, five of six steps with the "
+        "whole network",
+        read=_recipe_params,
+        shares=schedules.MOSTLY_WHOLE,
     ),
 }
 CORE = tuple(CONTENDERS)
-ARTICLE_RATES = (0.05, 0.02, 0.1)
+ARTICLE_RATES = (0.05, 0.02, 0.1, 0.2)
 for _variant in ("v1", "v2", "v3", "v4", "relevant_only"):
     CONTENDERS[f"prunadag_{_variant}"] = Contender(
         _article(_variant),

@@ -1,8 +1,10 @@
 """What is measured of a trained network: metric and loss against sparsity.
 
-One-shot: pruned by magnitude, nothing else done. Recalibrated: batch statistics are
-computed anew on training images, without labels, after pruning. Fine-tuned: trained for
-one epoch more with the mask held, by the same optimizer for all.
+One-shot: pruned by magnitude, nothing else done; where shares of the weights take turns
+in training, with the running averages kept for the share that is left. Recalibrated:
+batch statistics are computed anew on training images, without labels, after pruning.
+Fine-tuned: trained for one epoch more with the mask held, by the same optimizer for
+all.
 """
 
 import functools
@@ -91,10 +93,11 @@ def _evaluator(settings: Settings, classes: int) -> Evaluator:
     def fine_tune(params, stats, train, mask, key):
         state = sparse_adam(mask).init(params)
         # Copies, which may be donated.
-        params, stats = jax.tree.map(jnp.array, (params, stats))
-        carry = training.Carry(params, stats, state)
+        params = jax.tree.map(jnp.array, params)
+        stats = training.stacked(stats, ())
+        carry = training.Carry(params, stats, state, jnp.int32(0))
         carry = epoch(train, carry, mask, key)
-        return carry.params, carry.stats
+        return carry.params, training.averages_at(carry.stats, (), 1.0)
 
     return Evaluator(
         measure, _mean_over_chunks(batch_statistics, settings.looped), fine_tune
@@ -161,7 +164,7 @@ def measured(
     """
     use = evaluator(settings, tasks.classes(settings, data))
     examples: Examples = getattr(data, split)
-    params, stats = fitted.params, fitted.stats
+    params = fitted.params
     images = data.train.inputs[:CALIBRATION]
     key = jax.random.fold_in(jax.random.key(seed), 1_000_000)
     known: dict[str, Any] = {}
@@ -173,6 +176,7 @@ def measured(
 
     for sparsity in SPARSITIES:
         cut, mask = pruned(params, jnp.float32(sparsity))
+        stats = training.averages_at(fitted.stats, fitted.shares, 1 - sparsity)
         add("one-shot", sparsity, cut, stats)
         if settings.normalised:
             fitting = use.statistics(cut, stats, images)

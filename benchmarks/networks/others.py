@@ -9,12 +9,13 @@ import optax
 
 from benchmarks.networks.plans import (
     AT_TARGET,
+    HELD,
     RATE,
     STRENGTH,
     TARGETS,
     Contender,
     Plan,
-    cosine,
+    falling,
     on_matrices,
 )
 from prunadag_optax import masks
@@ -29,7 +30,7 @@ from prunadag_optax.methods import (
 )
 from prunadag_optax.methods.lottery_ticket import dense_mask, matrices
 
-STRENGTHS = (1e-4, 3e-5, 3e-4)
+STRENGTHS = (1e-4, 3e-5, 3e-4, 1e-5)
 # Of the weights that the Bregman iterations start from.
 DENSITY, GAIN = 0.05, 0.7
 # How far GSM lets a passive weight shrink, all in all: to e^-5 of what it was.
@@ -48,7 +49,7 @@ def _l1(strength: Any) -> regularisers.Regulariser:
 
 def _hard_thresholding(rate: Any, plan: Plan) -> optax.GradientTransformation:
     return hard_thresholding.iterative_hard_thresholding(
-        optax.adam(cosine(rate, plan)), 1 - plan.target, where=matrices
+        optax.adam(falling(rate, plan.steps)), 1 - plan.target, where=matrices
     )
 
 
@@ -59,9 +60,8 @@ def _gsm(rate: Any, plan: Plan) -> optax.GradientTransformation:
     momentum = 0.98
     begin = int(TRAINED_FIRST * plan.steps)
     # A weight that stays passive shrinks by the factor exp(-decay * the sum of the
-    # learning rates / (1 - momentum)); the sum of a half cosine from `begin` on:
-    part = TRAINED_FIRST
-    left = (1 - part) / 2 - jnp.sin(jnp.pi * part) / (2 * jnp.pi)
+    # learning rates / (1 - momentum)); their sum from `begin` on, in rates and steps:
+    left = HELD - TRAINED_FIRST + (1 - HELD) / 2
     decay = SHRINKING * (1 - momentum) / (rate * plan.steps * left)
 
     def compression(count):
@@ -69,7 +69,7 @@ def _gsm(rate: Any, plan: Plan) -> optax.GradientTransformation:
 
     make = optax.inject_hyperparams(sparse_momentum.gsm, static_args=("where",))
     return make(
-        learning_rate=cosine(rate, plan),
+        learning_rate=falling(rate, plan.steps),
         compression=compression,
         momentum=momentum,
         weight_decay=lambda count: jnp.where(count < begin, 0.0, decay),
@@ -86,7 +86,7 @@ def _bregman(family: Any, strength: float) -> Callable[[Any, Plan], Any]:
             plan.target, every=max(1, plan.steps_per_epoch // 5), decay=0.95
         )
         return family(
-            cosine(rate, plan), _l1(1.0), strength=strength, adaptive=controller
+            falling(rate, plan.steps), _l1(1.0), strength=strength, adaptive=controller
         )
 
     return make
@@ -100,12 +100,12 @@ def _sparse_start(key: jax.Array, params: Any) -> Any:
 
 
 def _prox_adam(strength: Any, plan: Plan) -> optax.GradientTransformation:
-    return proximal.prox_adam(cosine(3e-3, plan), _l1(strength))
+    return proximal.prox_adam(falling(3e-3, plan.steps), _l1(strength))
 
 
 def _proxgen(strength: Any, plan: Plan) -> optax.GradientTransformation:
     return proximal.proxgen(
-        cosine(0.03, plan),
+        falling(0.03, plan.steps),
         _l1(strength),
         direction=optax.scale_by_rss(),
         metric=lambda state: jax.tree.map(jnp.sqrt, state.sum_of_squares),
@@ -114,7 +114,7 @@ def _proxgen(strength: Any, plan: Plan) -> optax.GradientTransformation:
 
 def _prox_sgd(strength: Any, plan: Plan) -> optax.GradientTransformation:
     # The average of gradients is a tenth as long as optax's momentum.
-    return proximal.prox_sgd(cosine(0.5, plan), _l1(strength), momentum=0.9)
+    return proximal.prox_sgd(falling(0.5, plan.steps), _l1(strength), momentum=0.9)
 
 
 def _dual_averaging(family: Any, rate: float) -> Callable[[Any, Plan], Any]:
@@ -136,7 +136,7 @@ def _unaveraged(state: Any, params: Any, strength: Any) -> Any:
 
 def _frank_wolfe(radius: Any, plan: Plan) -> optax.GradientTransformation:
     tx = frank_wolfe.frank_wolfe(
-        cosine(0.05, plan), radius=radius, support=0.05, scope="global"
+        falling(0.05, plan.steps), radius=radius, support=0.05, scope="global"
     )
     return on_matrices(tx, plan)
 
@@ -199,15 +199,15 @@ def rewound(
 
 def _lottery(rate: Any, plan: Plan) -> optax.GradientTransformation:
     half = plan.steps // 2
-    # Both trainings have the whole cosine.
-    base = optax.adam(optax.cosine_decay_schedule(rate, half))
+    # Both trainings have the whole schedule.
+    base = optax.adam(falling(rate, half))
     return rewound(base, jnp.asarray(plan.target, jnp.float32), half)
 
 
 CONTENDERS: dict[str, Contender] = {
     "hard_thresholding": Contender(
         _hard_thresholding,
-        (3e-3, 1e-3, 1e-2),
+        (3e-3, 1e-3, 1e-2, 3e-2),
         RATE,
         "iterative hard thresholding of Adam, a run for each target",
         TARGETS,
@@ -215,7 +215,7 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "gsm": Contender(
         _gsm,
-        (1e-2, 3e-3, 3e-2),
+        (1e-2, 3e-3, 3e-2, 1e-3),
         RATE,
         "global sparse momentum, after a quarter of the training with all gradients; "
         "momentum 0.98, weight decay so that passive weights shrink to e^-5; a run for "
@@ -225,7 +225,7 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "linbreg": Contender(
         _bregman(bregman.linbreg, 1e-2),
-        (0.1, 0.03, 0.3),
+        (0.1, 0.03, 0.3, 1.0),
         RATE,
         "LinBreg with the l1 norm and the controller, from one weight in twenty; a run "
         "for each target",
@@ -235,7 +235,7 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "adabreg": Contender(
         _bregman(bregman.adabreg, 0.1),
-        (3e-3, 1e-3, 1e-2),
+        (3e-3, 1e-3, 1e-2, 3e-2),
         RATE,
         "AdaBreg with the l1 norm and the controller, from one weight in twenty; a run "
         "for each target",
@@ -277,14 +277,14 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "frank_wolfe": Contender(
         _frank_wolfe,
-        (100.0, 30.0, 300.0),
+        (100.0, 30.0, 300.0, 1000.0),
         "radius of the ball",
         "stochastic Frank-Wolfe on the k-support ball (one vertex in twenty), learning "
         "rate 0.05, momentum 0.9; biases and scales by Adam",
     ),
     "lottery": Contender(
         _lottery,
-        (3e-3, 1e-3, 1e-2),
+        (3e-3, 1e-3, 1e-2, 3e-2),
         RATE,
         "a lottery ticket: Adam for half of the training, pruned and rewound to the "
         "start, Adam again; a run for each target",

@@ -98,15 +98,15 @@ def _on_mnist(
 TASKS: dict[str, Settings] = {
     "mlp_mnist": _on_mnist("mlp", (300, 100), "mnist", 12, 12),
     "mlp_fashion": _on_mnist("mlp", (300, 100), "fashion", 12, 12),
-    "cnn_mnist": _on_mnist("cnn", (16, 32, 64), "mnist", 6, 3),
-    "cnn_fashion": _on_mnist("cnn", (16, 32, 64), "fashion", 6, 3),
+    "cnn_mnist": _on_mnist("cnn", (16, 32, 64), "mnist", 12, 6),
+    "cnn_fashion": _on_mnist("cnn", (16, 32, 64), "fashion", 12, 6),
     "resnet_cifar": Settings(
-        "resnet", (16, 32, 64), "cifar", 3000, 400, 600, 20, 64,
+        "resnet", (16, 32, 64), "cifar", 3000, 400, 600, 20, 32,
         flips=True, trial_epochs=10,
     ),
     "transformer_shakespeare": Settings(
-        "transformer", (64, 64), "shakespeare", 0, 400, 800, 12, 32,
-        steps=100, context=64, trial_epochs=6,
+        "transformer", (64, 64), "shakespeare", 0, 400, 800, 12, 8,
+        steps=400, context=64, trial_epochs=6,
     ),
 }  # fmt: skip
 

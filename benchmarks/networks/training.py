@@ -8,7 +8,7 @@ settings, so that tasks that differ in their data only share it too.
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,43 @@ from benchmarks.networks import models, tasks
 from benchmarks.networks.plans import Contender, Plan
 from benchmarks.networks.tasks import Examples, Settings
 
+# The weight of the old averages of normalisation, in a step.
+MEMORY = 0.9
+
 
 class Carry(NamedTuple):
     """What a step changes."""
 
     params: Any
-    stats: Any  # the collection "batch_stats", empty without
+    # The collection "batch_stats", empty without; each average with a leading axis, one
+    # entry for each share of the weights that has its turns.
+    stats: Any
     state: Any  # of the optimizer
+    count: Any  # steps done
+
+
+class Turns(NamedTuple):
+    """Steps that train different shares of the weights, one after another.
+
+    Attributes:
+      levels: the shares that come up, rising.
+      places: of each step's share in them.
+      memory: of each share, the weight of the old averages of normalisation.
+    """
+
+    levels: np.ndarray
+    places: np.ndarray
+    memory: np.ndarray
+
+    @classmethod
+    def of(cls, shares: tuple[float, ...]) -> Self:
+        """The turns by their shares; of none, one for the whole network."""
+        levels, places, counts = np.unique(
+            shares or (1.0,), return_inverse=True, return_counts=True
+        )
+        # Averages forget as quickly in steps, but are never of one minibatch alone.
+        memory = np.maximum(MEMORY ** (len(places) / counts), 0.5)
+        return cls(levels, places, memory.astype(np.float32))
 
 
 class Fitted(NamedTuple):
@@ -33,13 +63,15 @@ class Fitted(NamedTuple):
 
     Attributes:
       params: those to evaluate.
-      stats: the collection "batch_stats".
+      stats: the collection "batch_stats", with a leading axis for `Turns.levels`.
+      shares: see `Contender.shares`.
       trained: those that the optimizer has last moved.
       step_seconds: wall time of a step, of the fastest epoch.
     """
 
     params: Any
     stats: Any
+    shares: tuple[float, ...]
     trained: Any
     step_seconds: float
 
@@ -55,22 +87,62 @@ def losses(logits: jax.Array, examples: Examples) -> jax.Array:
 
 
 def loss(
-    module: Any, params: Any, stats: Any, examples: Examples
+    module: Any,
+    params: Any,
+    stats: Any,
+    examples: Examples,
+    memory: jax.typing.ArrayLike = MEMORY,
 ) -> tuple[jax.Array, Any]:
     """The mean cross entropy of a minibatch, and the new averages of normalisation."""
     logits, new = module.apply(
         {"params": params, "batch_stats": stats},
         examples.inputs,
         train=True,
+        momentum=memory,
         mutable=["batch_stats"],
     )
     return losses(logits, examples).mean(), new.get("batch_stats", {})
+
+
+def stacked(stats: Any, shares: tuple[float, ...]) -> Any:
+    """The averages once for each share that comes up, along a new first axis."""
+    count = len(Turns.of(shares).levels)
+    return jax.tree.map(lambda x: jnp.stack([x] * count), stats)
+
+
+def averages_at(stats: Any, shares: tuple[float, ...], share: float) -> Any:
+    """The averages for a share of the weights, from those of the shares that had turns.
+
+    Linear in the logarithm of the share between them, constant beyond.
+
+    Args:
+      stats: pytree of averages, each with a leading axis for `Turns.levels`.
+      shares: see `Contender.shares`.
+      share: of the weights that are left, in (0, 1].
+
+    Returns:
+      The averages without the leading axis.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> stats = jnp.array([[1.0], [3.0]])
+      >>> averages_at(stats, (1.0, 0.01, 1.0), 0.1).tolist()
+      [2.0]
+    """
+    levels = Turns.of(shares).levels
+    # The hat functions of the levels, at the share.
+    hats = [
+        np.interp(np.log(share), np.log(levels), hat) for hat in np.eye(len(levels))
+    ]
+    weights = np.array(hats, np.float32)
+    return jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), stats)
 
 
 def epoch_of(
     settings: Settings,
     module: Any,
     make_tx: Callable[[Any], optax.GradientTransformation],
+    shares: tuple[float, ...] = (),
 ) -> Callable[[Examples, Carry, Any, jax.Array], Carry]:
     """Makes a function that trains for an epoch; it is compiled when first called.
 
@@ -78,20 +150,27 @@ def epoch_of(
       settings: of the task.
       module: its network.
       make_tx: the optimizer from an argument, a pytree of arrays.
+      shares: see `Contender.shares`.
 
     Returns:
       Function (training examples, carry, argument, random key of the run and the epoch)
       -> carry; the carry given is donated.
     """
+    turns = Turns.of(shares)
 
     def step(train, carry, argument, chosen, key):
+        place = jnp.asarray(turns.places)[carry.count % len(turns.places)]
+        memory = jnp.asarray(turns.memory)[place]
         tx = optax.with_extra_args_support(make_tx(argument))
         part = tasks.minibatch(settings, train, chosen, key)
+        stats = jax.tree.map(lambda x: x[place], carry.stats)
         gradients, stats = jax.grad(
-            lambda params: loss(module, params, carry.stats, part), has_aux=True
+            lambda params: loss(module, params, stats, part, memory), has_aux=True
         )(carry.params)
+        stats = jax.tree.map(lambda x, new: x.at[place].set(new), carry.stats, stats)
         updates, state = tx.update(gradients, carry.state, carry.params)
-        return Carry(optax.apply_updates(carry.params, updates), stats, state)
+        params = optax.apply_updates(carry.params, updates)
+        return Carry(params, stats, state, carry.count + 1)
 
     def minibatches(train, key):
         order_key, step_key = jax.random.split(key)
@@ -138,11 +217,10 @@ def _compiled(
         init_key, start_key = jax.random.split(key)
         variables = module.init(init_key, inputs)
         params = contender.start(start_key, variables["params"])
-        return Carry(
-            params, variables.get("batch_stats", {}), tx_of(given).init(params)
-        )
+        stats = stacked(variables.get("batch_stats", {}), contender.shares)
+        return Carry(params, stats, tx_of(given).init(params), jnp.int32(0))
 
-    next_epoch = epoch_of(settings, module, tx_of)
+    next_epoch = epoch_of(settings, module, tx_of, contender.shares)
     return start, next_epoch
 
 
@@ -195,5 +273,9 @@ def fit(
         seconds.append(time.perf_counter() - began)
     params = contender.read(carry.state, carry.params, hyperparameter)
     return Fitted(
-        params, carry.stats, carry.params, min(seconds) / settings.steps_per_epoch
+        params,
+        carry.stats,
+        contender.shares,
+        carry.params,
+        min(seconds) / settings.steps_per_epoch,
     )

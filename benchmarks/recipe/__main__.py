@@ -161,7 +161,8 @@ def write(folder: pathlib.Path) -> None:
         "pruning of all kernels together. Nothing here has seen the test images. "
         "`article` settings not named are v4, relevance by magnitude, the cubic "
         "schedule down to 2%, learning rate 0.05, d = 1/(k+1); of prunadag_w those of "
-        f"`recipes`, but for d = {SHRINK:g} in `targeted` and in families.",
+        "`recipes`, but for learning rates that fall along a half cosine where nothing "
+        f"else is said, and d = {SHRINK:g} in `targeted` and in families.",
     ]
     for name, study in STUDIES.items():
         found = kept["studies"].get(name, {})

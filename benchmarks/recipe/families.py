@@ -92,7 +92,8 @@ def alone(
     sparsity: float,
 ) -> Any:
     """A network trained by `recipes.targeted`, pruned."""
-    tx = recipes.targeted(steps, sparsity, decrease_schedule=SHRINK)
+    rate = optax.cosine_decay_schedule(3e-3, steps)
+    tx = recipes.targeted(steps, sparsity, rate, decrease_schedule=SHRINK)
 
     @jax.jit
     def step(params, state, rows):

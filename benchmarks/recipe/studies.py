@@ -113,16 +113,23 @@ def trapezoid(plan: Plan) -> optax.Schedule:
     return optax.linear_schedule(3e-3, 0.0, plan.total_steps - begin, begin)
 
 
-def any_trapezoid(plan: Plan) -> optax.GradientTransformation:
-    """The recipe for any sparsity with that learning rate."""
-    return recipes.any_sparsity(plan.total_steps, trapezoid(plan))
+def any_trapezoid(**settings: Any) -> Callable[[Plan], optax.GradientTransformation]:
+    """The recipe for any sparsity with that learning rate, as it is offered."""
+    return lambda plan: recipes.any_sparsity(
+        plan.total_steps, trapezoid(plan), **settings
+    )
 
 
 def any_sparsity(
     rate: float = 3e-3, **settings: Any
 ) -> Callable[[Plan], optax.GradientTransformation]:
-    """The recipe for any sparsity."""
-    return lambda plan: recipes.any_sparsity(plan.total_steps, rate, **settings)
+    """The recipe for any sparsity; the learning rate falls along a half cosine."""
+
+    def make(plan):
+        eta = optax.cosine_decay_schedule(rate, plan.total_steps)
+        return recipes.any_sparsity(plan.total_steps, eta, **settings)
+
+    return make
 
 
 def log_uniform(evaluate: str) -> Callable[[Plan], optax.GradientTransformation]:
@@ -194,6 +201,7 @@ def targeted_trapezoid(plan: Plan) -> optax.GradientTransformation:
 ONE = (1.0, 0.01, 0.05, 0.02, 0.1, 0.01, 0.02, 0.01)
 THREE = (1.0, 0.01, 0.05, 1.0, 0.02, 0.1, 0.01, 1.0, 0.02, 0.01)
 EVEN = (1.0, 0.01, 0.1, 0.02, 0.05)
+HALF = (1.0, 0.1, 1.0, 0.02, 1.0, 0.05, 1.0, 0.01)
 
 STUDIES: dict[str, Study] = {
     "relevance": Study(
@@ -365,7 +373,11 @@ STUDIES: dict[str, Study] = {
             "shrinking by 0.001": any_sparsity(decrease_schedule=0.001),
             "shrinking by 0.01": any_sparsity(decrease_schedule=0.01),
             "weight decay 0": any_sparsity(weight_decay=0.0),
-            "learning rate constant for 60%, then linear to 0": any_trapezoid,
+            "learning rate constant for 60%, then linear to 0": any_trapezoid(),
+            "the same, every other turn whole": any_trapezoid(levels=HALF),
+            "the same, five of six turns whole": any_trapezoid(
+                levels=schedules.MOSTLY_WHOLE
+            ),
             "end 0.5": any_sparsity(end=0.5),
             "end 0.7": any_sparsity(end=0.7),
             "end 0.85": any_sparsity(end=0.85),
