@@ -183,12 +183,16 @@ def scale_by_prunadag(
         )
         return scaled, ScaleByPrunadagState(
             count=optax.safe_increment(state.count),
-            optimisable_weight=_cast_like(optimisable_weight, state.optimisable_weight),
-            decreasable_weight=_cast_like(decreasable_weight, state.decreasable_weight),
+            optimisable_weight=optax.tree.cast_like(
+                optimisable_weight, state.optimisable_weight
+            ),
+            decreasable_weight=optax.tree.cast_like(
+                decreasable_weight, state.decreasable_weight
+            ),
             gradient_average=sorted_.gradient_average,
             threshold=None
             if state.threshold is None
-            else _cast_like(classes.threshold, state.threshold),
+            else optax.tree.cast_like(classes.threshold, state.threshold),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -409,11 +413,7 @@ def _average(gradients, state, momentum):
     )
     correction = 1 - momentum ** (state.count + 1)
     direction = jax.tree.map(lambda m: m / correction, average)
-    return direction, _cast_like(average, state.gradient_average)
-
-
-def _cast_like(tree, like):
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), tree, like)
+    return direction, optax.tree.cast_like(average, state.gradient_average)
 
 
 def _harmonic(count):

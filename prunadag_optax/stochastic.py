@@ -195,13 +195,14 @@ def prunadag_w(
         steps = _map(step, whole, member, first, second)
         after = optax.safe_increment(count)
         moments = (
-            _cast_like(first, state.first_moment),
-            _cast_like(second, state.second_moment),
+            optax.tree.cast_like(first, state.first_moment),
+            optax.tree.cast_like(second, state.second_moment),
         )
         if evaluate == "params":
-            return _cast_like(steps, params), ScaleByPrunadagWState(
-                after, *moments, None, None
+            steps = jax.tree.map(
+                lambda s, x: s.astype(jnp.result_type(x)), steps, params
             )
+            return steps, ScaleByPrunadagWState(after, *moments, None, None)
         moved = jax.tree.map(
             lambda x, s: (working(x) + s).astype(jnp.result_type(x)), whole, steps
         )
@@ -344,10 +345,6 @@ def _adam(m: Any, v: Any, corrections: tuple[Any, Any], eps: Any) -> jax.Array:
     """Adam's direction, from moments before their bias correction."""
     first, second = corrections
     return (m / first) / (jnp.sqrt(v / second) + eps)
-
-
-def _cast_like(tree: Any, like: Any) -> Any:
-    return jax.tree.map(lambda a, b: a.astype(jnp.result_type(b)), tree, like)
 
 
 def _at(value: Any, count: Any) -> Any:

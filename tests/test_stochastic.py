@@ -248,6 +248,39 @@ def test_cyclic_visits_every_level_and_stays_above_the_least():
     assert found == [1.0, 0.5, 0.3] * 2
 
 
+def test_mostly_whole_is_whole_in_five_steps_of_six():
+    shares = np.array(schedules.MOSTLY_WHOLE)
+    assert np.mean(shares == 1) == 5 / 6
+    # All that the default levels train has a turn.
+    assert set(schedules.LEVELS) < set(shares.tolist())
+    # Between two turns of others the whole network has the same number of steps.
+    np.testing.assert_array_equal(np.diff(np.flatnonzero(shares < 1)), 6)
+
+
+@pytest.mark.parametrize(
+    "make", [recipes.any_sparsity, lambda n, rate: recipes.targeted(n, 0.5, rate)]
+)
+def test_the_learning_rate_of_a_recipe_is_held_and_then_falls_to_zero(make):
+    # All weights have the same gradient, so Adam's direction is 1 in every step.
+    params = jnp.full((4,), 100.0)
+    tx = make(20, 0.5)
+    state, update = tx.init(params), jax.jit(tx.update)
+    moved = []
+    for _ in range(20):
+        before = eval_params(state, params)
+        updates, state = update(jnp.ones(4), state, params)
+        params = optax.apply_updates(params, updates)
+        # The largest is always relevant; less what weight decay takes.
+        moved.append(before - eval_params(state, params))
+    rates = [0.5] * 12 + [0.5 * (8 - k) / 8 for k in range(8)]
+    decay = 0.1 if make is recipes.any_sparsity else 0.0
+    x = 100.0
+    for rate, step in zip(rates, moved, strict=True):
+        expected = rate * (1 + decay * x)
+        np.testing.assert_allclose(np.min(step), expected, rtol=2e-3)
+        x -= expected
+
+
 def test_staircase_has_its_plateaus():
     ends, finals = (40, 60, 100), (0.5, 0.2, 0.1)
     relevant = schedules.staircase_relevant(finals, ends=ends)
