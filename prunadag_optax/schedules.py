@@ -16,7 +16,7 @@ LEVELS = (1.0, 0.01, 0.05, 0.02, 1.0, 0.1, 0.02, 0.01)
 # Five steps in six train the whole network, so that it loses next to nothing.
 MOSTLY_WHOLE = tuple(
     share
-    for least in (0.5, 0.01, 0.1, 0.02, 0.2, 0.01, 0.05)
+    for least in (0.5, 0.01, 0.1, 0.02, 0.5, 0.01, 0.2, 0.05)
     for share in (1.0, 1.0, 1.0, 1.0, 1.0, least)
 )
 
