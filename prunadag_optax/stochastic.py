@@ -1,11 +1,12 @@
-r"""For minibatches: Adam's moments, decoupled shrinking, relevance by magnitude.
+r"""For minibatches: moving averages, decoupled shrinking, relevance by magnitude.
 
 Three things of Algorithm 2.1 do not carry over to stochastic gradients. The largest
 entries of a minibatch's gradient are mostly noise, so the relevant components are those
 of largest magnitude. Sums of squares make the steps of a long training vanish, so the
-weights w^O are Adam's moving averages, which a component still adds to only while it is
-relevant (equation (15)). And whether x and a noisy g agree in sign is a coin toss, so
-decreasable components shrink either way, as decoupled weight decay does.
+weights w^O are Adam's moving averages, or 1 as in momentum SGD, and a component adds to
+the averages only while it is relevant (equation (15)). And whether x and a noisy g
+agree in sign is a coin toss, so decreasable components shrink either way, as decoupled
+weight decay does.
 
 The gradient can be that at the relevant components alone: see `evaluate`.
 """
@@ -29,7 +30,7 @@ class ScaleByPrunadagWState(NamedTuple):
     # The iterations done, shape=(), dtype=int32. optax's states have the same name.
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     first_moment: optax.Updates  # m, shapes of params
-    second_moment: optax.Updates  # v, shapes of params
+    second_moment: optax.Updates | None  # v, shapes of params; None without b2
     # With "relevant": all components, of which `params` has the relevant ones, and the
     # smallest magnitude among these, shape=(), or with scope "leaf" one for each
     # prunable leaf, shape=(leaves,). None with "params".
@@ -42,7 +43,7 @@ def prunadag_w(
     relevant: optax.ScalarOrSchedule = 0.1,
     *,
     b1: chex.Numeric = 0.9,
-    b2: chex.Numeric = 0.999,
+    b2: chex.Numeric | None = 0.999,
     eps: chex.Numeric = 1e-8,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     decrease_schedule: optax.ScalarOrSchedule = 0.5,
@@ -51,7 +52,7 @@ def prunadag_w(
     scope: str = "global",
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The prunAdag for minibatches: Adam's moments and decoupled shrinking.
+    r"""The prunAdag for minibatches: Adam's moments or SGD's, decoupled shrinking.
 
     R_k are the T components of largest magnitude, D_k all other prunable ones.
 
@@ -64,8 +65,15 @@ def prunadag_w(
       s_{i,k} &= - d_k x_{i,k}, \quad m_{i,k} = m_{i,k-1}, \quad v_{i,k} = v_{i,k-1}
       & i \in D_k
 
-    With T = n it is `optax.adamw`. `recipes.targeted` and `recipes.any_sparsity` give
-    it the schedules that suit a training of known length.
+    With T = n it is `optax.adamw`. With `b2=None` there is no v, and the relevant
+    components take the steps of `optax.sgd` with momentum,
+
+    .. math::
+      s_{i,k} = - \eta_k \left( \frac{m_{i,k}}{1 - \beta_1} + \lambda_k x_{i,k} \right),
+
+    whose magnitudes tell better what can be pruned: where Adam moves every weight as
+    far, here those with small gradients stay small. `recipes.targeted` and
+    `recipes.any_sparsity` give it the schedules that suit a training of known length.
 
     With `evaluate="relevant"` the gradient is taken where only the relevant components
     are there: the parameters that the training loop holds are
@@ -80,7 +88,8 @@ def prunadag_w(
       relevant: T: a fraction in (0, 1] of the prunable components as a float, a count
         as an integer, or a schedule of either. With scope "leaf" it holds for each.
       b1: beta_1 in [0, 1).
-      b2: beta_2 in [0, 1).
+      b2: beta_2 in [0, 1), or None for momentum SGD; learning rates are then in the
+        scale of `optax.sgd`'s.
       eps: epsilon > 0.
       weight_decay: lambda_k >= 0, number or schedule, on relevant components and on
         leaves that are not prunable and have two axes or more.
@@ -129,7 +138,8 @@ def prunadag_w(
     _validation.check_choice("evaluate", evaluate, ("params", "relevant"))
     _validation.check_dtype("accumulator_dtype", accumulator_dtype)
     _validation.check_scalar("b1", b1, least=0, below=1)
-    _validation.check_scalar("b2", b2, least=0, below=1)
+    if b2 is not None:
+        _validation.check_scalar("b2", b2, least=0, below=1)
     _validation.check_scalar("eps", eps, above=0)
     for name, value, most in (
         ("learning_rate", learning_rate, None),
@@ -154,7 +164,11 @@ def prunadag_w(
             shape = () if scope == "global" else (len(leaves),)
             threshold = jnp.zeros(shape, _magnitude_dtype(leaves))
         return ScaleByPrunadagWState(
-            jnp.zeros([], jnp.int32), zeros(), zeros(), whole, threshold
+            jnp.zeros([], jnp.int32),
+            zeros(),
+            None if b2 is None else zeros(),
+            whole,
+            threshold,
         )
 
     def update_fn(
@@ -179,20 +193,27 @@ def prunadag_w(
             threshold = _threshold(whole, where, _at(relevant, count), scope)
         member = _relevant(whole, where, threshold)
         first = _average(member, state.first_moment, updates, b1)
-        second = _average(member, state.second_moment, _squares(updates), b2)
+        if b2 is None:
+            second = None
+            direction = jax.tree.map(lambda m: m / (1 - b1), first)
+        else:
+            second = _average(member, state.second_moment, _squares(updates), b2)
+            corrections = 1 - b1 ** (count + 1), 1 - b2 ** (count + 1)
+            direction = jax.tree.map(
+                lambda m, v: _adam(m, v, corrections, eps), first, second
+            )
         eta, decay = _at(learning_rate, count), _at(weight_decay, count)
         shrink = jnp.clip(_at(decrease_schedule, count), 0, 1)
-        corrections = 1 - b1 ** (count + 1), 1 - b2 ** (count + 1)
 
-        def step(x, inside, m, v):
-            taken = -eta * _adam(m, v, corrections, eps)
+        def step(x, inside, taken):
+            taken = -eta * taken
             if inside is None:
                 more = decay * working(x) if jnp.ndim(x) > 1 else 0
                 return taken - eta * more
             x = working(x)
             return jnp.where(inside, taken - eta * decay * x, -shrink * x)
 
-        steps = _map(step, whole, member, first, second)
+        steps = _map(step, whole, member, direction)
         after = optax.safe_increment(count)
         moments = (
             optax.tree.cast_like(first, state.first_moment),

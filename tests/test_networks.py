@@ -389,7 +389,7 @@ def judged(own, rival, gradual, fine_tuned=90.0, targeted=90.0):
         record("targeted", target=0.9, one_shot=targeted),
     ]
     found = verdicts.verdicts(results.rows(MLP, known_of(*known)), normalised=False)
-    return [claim.holds for claim in found.values()]
+    return [verdict.claim.holds for verdict in found]
 
 
 def test_verdicts_follow_the_numbers():
@@ -430,20 +430,23 @@ def test_the_page_tells_what_accuracy_would_have_chosen():
     assert report.judged_by_metric(results.rows(MLP, known), MLP, known) == []
 
 
-def test_the_summary_has_a_cell_for_each_verdict_and_task():
-    known = known_of(record("mostly_whole"), record("adam"))
-    one = verdicts.verdicts(results.rows(MLP, known), normalised=False)
-    both = one | {"targeted": next(iter(one.values()))._replace(holds=False)}
-    lines = report.summary({"first": one, "second": both}).splitlines()
+def test_the_summary_names_those_who_keep_all_of_a_claim():
+    # The second loses the whole network, the first nothing.
+    lossy = [80.0] + [89.6] * 9
+    known = [record("adam", one_shot=[90.0] * 5 + [80.0] * 5)]
+    known += [record("mostly_whole", one_shot=90.0)]
+    known += [record("any_sparsity", one_shot=lossy)]
+    both = verdicts.verdicts(results.rows(MLP, known_of(*known)), normalised=False)
+    one = [v for v in both if v.contender == "any_sparsity"]
+    lines = report.summary({"first": both, "second": one}).splitlines()
     assert lines[0] == "|  | first | second |"
-    name = "mostly_whole, one-shot: whole network"
-    assert f"| {name} | yes | yes |" in lines
-    assert lines[-1] == "| targeted |  | NO |"
+    name = f"{verdicts.ABOVE}, one-shot"
+    assert lines[2:] == [f"| {name} | mostly_whole | none |"]
 
 
 def test_a_verdict_without_its_runs_is_left_out():
     rows = results.rows(MLP, known_of(record("adam"), record("sgd")))
-    assert verdicts.verdicts(rows, normalised=False) == {}
+    assert verdicts.verdicts(rows, normalised=False) == []
 
 
 def test_contenders_with_targets_stand_at_their_targets():

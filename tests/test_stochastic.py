@@ -44,9 +44,9 @@ def sets(leaves, share, scope):
     return found
 
 
-def transcription(x, gradient, steps, *, eta, share, d, decay, scope, evaluate):
+def transcription(x, gradient, steps, *, eta, share, d, decay, b2, scope, evaluate):
     """The points that the loop holds, and the whole x after the last step."""
-    b1, b2, eps = 0.8, 0.9, 1e-6
+    b1, eps = 0.8, 1e-6
     x = [np.array(leaf, np.float64) for leaf in x]
     m, v = [0 * leaf for leaf in x], [0 * leaf for leaf in x]
     seen, held = [], x
@@ -57,11 +57,14 @@ def transcription(x, gradient, steps, *, eta, share, d, decay, scope, evaluate):
         g, moved = gradient(held, k), []
         for i, leaf in enumerate(x):
             m[i] = np.where(inside[i], b1 * m[i] + (1 - b1) * g[i], m[i])
-            v[i] = np.where(inside[i], b2 * v[i] + (1 - b2) * g[i] ** 2, v[i])
-            adam = (m[i] / (1 - b1 ** (k + 1))) / (
-                np.sqrt(v[i] / (1 - b2 ** (k + 1))) + eps
-            )
-            taken = -eta(k) * (adam + decay * leaf * (leaf.ndim > 1))
+            if b2 is None:
+                direction = m[i] / (1 - b1)
+            else:
+                v[i] = np.where(inside[i], b2 * v[i] + (1 - b2) * g[i] ** 2, v[i])
+                direction = (m[i] / (1 - b1 ** (k + 1))) / (
+                    np.sqrt(v[i] / (1 - b2 ** (k + 1))) + eps
+                )
+            taken = -eta(k) * (direction + decay * leaf * (leaf.ndim > 1))
             moved.append(leaf + np.where(inside[i], taken, -d * leaf))
         x = held = moved
         if evaluate == "relevant":
@@ -73,8 +76,8 @@ def transcription(x, gradient, steps, *, eta, share, d, decay, scope, evaluate):
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 @pytest.mark.parametrize("evaluate", ["params", "relevant"])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_equals_the_transcription(scope, evaluate, decay):
+@pytest.mark.parametrize(("decay", "b2"), [(0.0, 0.9), (0.1, 0.9), (0.1, None)])
+def test_equals_the_transcription(scope, evaluate, decay, b2):
     steps, targets = 20, [np.sin(np.arange(20) + i) for i in range(3)]
     start = drawn(0)
     leaves, treedef = jax.tree.flatten(start)
@@ -93,14 +96,14 @@ def test_equals_the_transcription(scope, evaluate, decay):
         return [1.0, 0.4, 0.2][k % 3]
 
     expected, whole = transcription(
-        leaves, gradient, steps, eta=eta, share=share, d=0.05, decay=decay,
+        leaves, gradient, steps, eta=eta, share=share, d=0.05, decay=decay, b2=b2,
         scope=scope, evaluate=evaluate,
     )  # fmt: skip
     with enable_x64():
         tx = prunadag_w(
             lambda k: 0.1 / jnp.sqrt(k + 1.0),
             lambda k: jnp.array([1.0, 0.4, 0.2])[k % 3],
-            b1=0.8, b2=0.9, eps=1e-6, weight_decay=decay, evaluate=evaluate,
+            b1=0.8, b2=b2, eps=1e-6, weight_decay=decay, evaluate=evaluate,
             scope=scope, decrease_schedule=0.05,
         )  # fmt: skip
         params = jax.tree.map(jnp.asarray, start)
@@ -119,13 +122,22 @@ def test_equals_the_transcription(scope, evaluate, decay):
         assert update._cache_size() == 1
 
 
+def _adamw(mask):
+    return optax.adamw(0.01, weight_decay=0.1, mask=mask)
+
+
+def _momentum_sgd(mask):
+    decay = optax.add_decayed_weights(0.1, mask)
+    return optax.chain(optax.trace(0.9), decay, optax.scale(-0.01))
+
+
 @pytest.mark.parametrize("evaluate", ["params", "relevant"])
-def test_everything_relevant_is_adamw(evaluate):
+@pytest.mark.parametrize(("b2", "base"), [(0.999, _adamw), (None, _momentum_sgd)])
+def test_everything_relevant_is_adamw_or_momentum_sgd(evaluate, b2, base):
     with enable_x64():
         params = jax.tree.map(jnp.asarray, drawn(1))
-        mine = prunadag_w(0.01, 1.0, weight_decay=0.1, evaluate=evaluate)
-        mask = jax.tree.map(lambda x: x.ndim > 1, params)
-        theirs = optax.adamw(0.01, weight_decay=0.1, mask=mask)
+        mine = prunadag_w(0.01, 1.0, b2=b2, weight_decay=0.1, evaluate=evaluate)
+        theirs = base(jax.tree.map(lambda x: x.ndim > 1, params))
         x = y = params
         a, b = mine.init(x), theirs.init(y)
         for seed in range(10):

@@ -88,15 +88,20 @@ def _magnitude(rate: Any, plan: Plan) -> optax.GradientTransformation:
 # The recipes.
 
 
-def _targeted(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return recipes.targeted(plan.steps, plan.target, learning_rate=rate)
+# Of any_sparsity with the steps of momentum SGD, in the scale of its learning rates.
+SGD_DECAY = 1e-3
 
 
-def _any_sparsity(levels: tuple[float, ...]) -> Callable[[Any, Plan], Any]:
-    def make(rate, plan):
-        return recipes.any_sparsity(plan.steps, learning_rate=rate, levels=levels)
+def _targeted(**settings: Any) -> Callable[[Any, Plan], Any]:
+    return lambda rate, plan: recipes.targeted(
+        plan.steps, plan.target, learning_rate=rate, **settings
+    )
 
-    return make
+
+def _any_sparsity(**settings: Any) -> Callable[[Any, Plan], Any]:
+    return lambda rate, plan: recipes.any_sparsity(
+        plan.steps, learning_rate=rate, **settings
+    )
 
 
 def _recipe_params(state: Any, params: Any, rate: Any) -> Any:
@@ -137,7 +142,7 @@ CONTENDERS: dict[str, Contender] = {
         AT_TARGET,
     ),
     "targeted": Contender(
-        _targeted,
+        _targeted(),
         ADAM_RATES,
         RATE,
         "the recipe `recipes.targeted`, a run for each target, no mask",
@@ -146,7 +151,7 @@ CONTENDERS: dict[str, Contender] = {
         read=_recipe_params,
     ),
     "any_sparsity": Contender(
-        _any_sparsity(schedules.LEVELS),
+        _any_sparsity(),
         ADAM_RATES,
         RATE,
         "the recipe `recipes.any_sparsity`, one run for all sparsities",
@@ -154,11 +159,38 @@ CONTENDERS: dict[str, Contender] = {
         shares=schedules.LEVELS,
     ),
     "mostly_whole": Contender(
-        _any_sparsity(schedules.MOSTLY_WHOLE),
+        _any_sparsity(levels=schedules.MOSTLY_WHOLE),
         ADAM_RATES,
         RATE,
         "the same with `levels=schedules.MOSTLY_WHOLE`, five of six steps with the "
         "whole network",
+        read=_recipe_params,
+        shares=schedules.MOSTLY_WHOLE,
+    ),
+    "targeted_sgd": Contender(
+        _targeted(b2=None),
+        SGD_RATES,
+        RATE,
+        "the recipe `recipes.targeted` with the steps of momentum SGD, a run for each "
+        "target, no mask",
+        TARGETS,
+        AT_TARGET,
+        read=_recipe_params,
+    ),
+    "any_sparsity_sgd": Contender(
+        _any_sparsity(b2=None, weight_decay=SGD_DECAY),
+        SGD_RATES,
+        RATE,
+        "the recipe `recipes.any_sparsity` with the steps of momentum SGD and weight "
+        "decay 0.001, one run for all sparsities",
+        read=_recipe_params,
+        shares=schedules.LEVELS,
+    ),
+    "mostly_whole_sgd": Contender(
+        _any_sparsity(b2=None, weight_decay=SGD_DECAY, levels=schedules.MOSTLY_WHOLE),
+        SGD_RATES,
+        RATE,
+        "the same with `levels=schedules.MOSTLY_WHOLE`",
         read=_recipe_params,
         shares=schedules.MOSTLY_WHOLE,
     ),

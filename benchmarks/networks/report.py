@@ -29,7 +29,7 @@ from benchmarks.networks.results import (
     trials_known,
 )
 from benchmarks.networks.tasks import QUICK, TASKS, Settings
-from benchmarks.networks.verdicts import verdicts
+from benchmarks.networks.verdicts import Verdict, verdicts
 from benchmarks.systems import figures as panels
 from benchmarks.systems import report as systems_report
 from benchmarks.systems.records import Claim
@@ -189,15 +189,18 @@ def judged_by_metric(
     ]
     if not new:
         return [*parts, "There are no test runs with that."]
-    claims = verdicts(found, settings.normalised).values()
-    others = verdicts(other, settings.normalised).values()
-    changed = [claim for claim in others if claim not in claims]
+    claims = _claims(found, settings)
+    changed = [claim for claim in _claims(other, settings) if claim not in claims]
     return [
         *parts,
         by_sparsity(new, ONE_SHOT, SPARSITIES),
         "Verdicts with other numbers then:" if changed else "No verdict changes.",
         systems_report.verdicts(changed),
     ]
+
+
+def _claims(found: list[Row], settings: Settings) -> list[Claim]:
+    return [verdict.claim for verdict in verdicts(found, settings.normalised)]
 
 
 def section(
@@ -238,7 +241,7 @@ def section(
     parts += [
         f"![{task}]({where})",
         "### Verdicts",
-        systems_report.verdicts(verdicts(found, settings.normalised).values()),
+        systems_report.verdicts(_claims(found, settings)),
         *judged_by_metric(found, settings, known),
         "### Hyperparameters and costs",
         costs(found, settings, known),
@@ -288,19 +291,25 @@ def introduction(folder: pathlib.Path, quick: bool) -> str:
     return "\n\n".join(parts)
 
 
-def summary(found: Mapping[str, Mapping[str, Claim]]) -> str:
-    """Markdown: which verdicts hold, a column for each task.
+def summary(found: Mapping[str, list[Verdict]]) -> str:
+    """Markdown: whose claims all hold, for each criterion and task.
 
     Args:
       found: the verdicts of the tasks.
     """
-    names = dict.fromkeys(name for claims in found.values() for name in claims)
-    columns = {"": list(names)}
-    for task, claims in found.items():
-        columns[task] = [
-            ("yes" if claims[name].holds else "NO") if name in claims else ""
-            for name in names
-        ]
+    criteria = dict.fromkeys(v.criterion for judged in found.values() for v in judged)
+    columns = {"": list(criteria)}
+    for task, judged in found.items():
+        columns[task] = []
+        for criterion in criteria:
+            part = [v for v in judged if v.criterion == criterion]
+            names = dict.fromkeys(v.contender for v in part)
+            holds = [
+                name
+                for name in names
+                if all(v.claim.holds for v in part if v.contender == name)
+            ]
+            columns[task].append(", ".join(holds) or ("none" if names else ""))
     return table(columns)
 
 
@@ -322,6 +331,8 @@ def write(folder: pathlib.Path, page: pathlib.Path, quick: bool = False) -> None
     parts = [
         introduction(folder, quick),
         "## Verdicts",
+        "Who keeps all of a claim, by task; the claims and their numbers are in the "
+        "sections.",
         summary(judged),
         f"All runs together took {hours:.2f} hours, one after another.",
         *sections,

@@ -1,5 +1,7 @@
 """What is claimed of the recipes, held to what was measured."""
 
+from typing import NamedTuple
+
 from benchmarks.networks.results import (
     FINE_TUNED,
     ONE_SHOT,
@@ -13,107 +15,128 @@ from benchmarks.systems.records import Claim
 
 DENSE_RIVALS = ("adam", "adamw", "adagrad", "sgd")
 GRADUAL = ("gmp_adam", "gmp_sgd")
-# One run for all sparsities.
-ONE_RUN = ("mostly_whole", "any_sparsity")
+# Both have two contenders, as their rival has: the better at a sparsity counts.
+TARGETED = ("targeted", "targeted_sgd")
+# One run for all sparsities; each is held to all of a claim.
+ANY = ("any_sparsity", "any_sparsity_sgd")
+ONE_RUN = ("mostly_whole", "mostly_whole_sgd", *ANY)
+# The criteria of verdicts.
+ABOVE = "one run above the everyday optimizers"
+TARGET = "a run for each sparsity near gradual pruning"
+NEAR = "one run near gradual pruning"
 
 
-def verdicts(rows: list[Row], normalised: bool) -> dict[str, Claim]:
+class Verdict(NamedTuple):
+    """A claim that holds or not.
+
+    Attributes:
+      criterion: what it is part of.
+      contender: whom it is about.
+      claim: what is claimed, and what was measured.
+    """
+
+    criterion: str
+    contender: str
+    claim: Claim
+
+
+def verdicts(rows: list[Row], normalised: bool) -> list[Verdict]:
     """The claims on a task; those whose runs are not there are left out.
 
     Args:
       rows: of the task.
       normalised: whether the network has batch normalisation.
-
-    Returns:
-      By a short name.
     """
     kinds = (ONE_SHOT, RECALIBRATED) if normalised else (ONE_SHOT,)
-    found = {}
-    for name in ONE_RUN:
-        for kind in kinds:
-            found |= above_rivals(rows, name, kind)
-    return found | targeted(rows) | any_against_gradual(rows, normalised)
+    return [
+        *(v for kind in kinds for name in ONE_RUN for v in above(rows, name, kind)),
+        *targeted(rows),
+        *(
+            v
+            for kind, margin in ((ONE_SHOT, 1.0), (FINE_TUNED, 0.5))
+            for name in ANY
+            for v in near(rows, name, kind, margin)
+        ),
+    ]
 
 
-def above_rivals(rows: list[Row], name: str, kind: str) -> dict[str, Claim]:
+def above(rows: list[Row], name: str, kind: str) -> list[Verdict]:
     """One curve against the best dense rival at each sparsity."""
     own = best(by_contender(rows, name), kind)
     rivals = by_contender(rows, *DENSE_RIVALS)
     rival = best(rivals, kind)
     if not own or not rival:
-        return {}
+        return []
     # Only those that have runs are named.
     names = ", ".join(dict.fromkeys(row.contender for row in rivals))
     pairs = {s: (own[s][0], *rival[s]) for s in measured_sparsities(0.8)}
-    prefix = f"{name}, {kind}: "
-    claims = {
-        "above from 80 to 99%": Claim(
-            f"{prefix}at or above the best of {names} at every sparsity from 80 to 99%",
+    claims = [
+        Claim(
+            f"{name}, {kind}: at or above the best of {names} at every sparsity from "
+            "80 to 99%",
             all(a >= b for a, b, _ in pairs.values()),
-            ", ".join(_against(s, a, b, name) for s, (a, b, name) in pairs.items()),
+            ", ".join(_against(s, a, b, other) for s, (a, b, other) in pairs.items()),
         )
-    }
+    ]
     whole = rival[0.0][0]
     lost = [s for s, (value, _) in rival.items() if value <= whole - 5]
     if lost:
         s = min(lost)
         (a, _), (b, other) = own[s], rival[s]
-        claims["5 points above"] = Claim(
-            f"{prefix}at least 5 points above the best rival where that has lost 5 "
-            "points",
-            a >= b + 5,
-            f"{_against(s, a, b, other)}: {a - b:+.2f} points",
+        claims.append(
+            Claim(
+                f"{name}, {kind}: at least 5 points above the best rival where that "
+                "has lost 5 points",
+                a >= b + 5,
+                f"{_against(s, a, b, other)}: {a - b:+.2f} points",
+            )
         )
     a, (b, other) = own[0.0][0], rival[0.0]
-    claims["whole network"] = Claim(
-        f"{prefix}the whole network within 0.5 point of the best rival's",
-        a >= b - 0.5,
-        f"{_against(0.0, a, b, other)}: {a - b:+.2f} points",
+    claims.append(
+        Claim(
+            f"{name}, {kind}: the whole network within 0.5 point of the best rival's",
+            a >= b - 0.5,
+            f"{_against(0.0, a, b, other)}: {a - b:+.2f} points",
+        )
     )
-    return {prefix + short: claim for short, claim in claims.items()}
+    return [Verdict(f"{ABOVE}, {kind}", name, claim) for claim in claims]
 
 
-def targeted(rows: list[Row]) -> dict[str, Claim]:
-    """`targeted` against gradual pruning trained for the same sparsity."""
-    own = best(by_contender(rows, "targeted"), ONE_SHOT)
+def targeted(rows: list[Row]) -> list[Verdict]:
+    """A run for each sparsity against gradual pruning for the same."""
+    own = best(by_contender(rows, *TARGETED), ONE_SHOT)
     line = best(by_contender(rows, *GRADUAL), ONE_SHOT)
     shared = [s for s in own if s in line]
     if not shared:
-        return {}
-    return {
-        "targeted, one-shot: near gradual pruning": Claim(
-            "targeted, one-shot: within 0.3 point of the better gradual pruning at "
-            f"{_percent(shared)}",
-            all(own[s][0] >= line[s][0] - 0.3 for s in shared),
-            ", ".join(_against(s, own[s][0], *line[s]) for s in shared),
-        )
-    }
+        return []
+    claim = Claim(
+        "the better of targeted, targeted_sgd, one-shot: within 0.3 point of the "
+        f"better gradual pruning at {_percent(shared)}",
+        all(own[s][0] >= line[s][0] - 0.3 for s in shared),
+        ", ".join(f"{_against(s, own[s][0], *line[s])} by {own[s][1]}" for s in shared),
+    )
+    return [Verdict(f"{TARGET}, {ONE_SHOT}", "targeted", claim)]
 
 
-def any_against_gradual(rows: list[Row], normalised: bool) -> dict[str, Claim]:
-    """One run of `any_sparsity` against a run of gradual pruning for each sparsity.
+def near(rows: list[Row], name: str, kind: str, margin: float) -> list[Verdict]:
+    """One run against a run of gradual pruning for each sparsity.
 
     Gradual pruning counts as it was trained, or recalibrated where that is better.
     """
     gradual = by_contender(rows, *GRADUAL)
-    lines = [best(gradual, kind) for kind in (ONE_SHOT, RECALIBRATED)]
+    lines = [best(gradual, each) for each in (ONE_SHOT, RECALIBRATED)]
     line = {s: max(each[s] for each in lines if s in each) for s in lines[0]}
-    claims = {}
-    for kind, margin in (
-        (RECALIBRATED if normalised else ONE_SHOT, 1.0),
-        (FINE_TUNED, 0.5),
-    ):
-        own = best(by_contender(rows, "any_sparsity"), kind)
-        shared = [s for s in (0.9, 0.95, 0.98) if s in own and s in line]
-        if shared:
-            prefix = f"any_sparsity, {kind}: "
-            claims[f"{prefix}near gradual pruning"] = Claim(
-                f"{prefix}one run within {margin:g} point of the better gradual "
-                f"pruning at {_percent(shared)}",
-                all(own[s][0] >= line[s][0] - margin for s in shared),
-                ", ".join(_against(s, own[s][0], *line[s]) for s in shared),
-            )
-    return claims
+    own = best(by_contender(rows, name), kind)
+    shared = [s for s in (0.9, 0.95, 0.98) if s in own and s in line]
+    if not shared:
+        return []
+    claim = Claim(
+        f"{name}, {kind}: one run within {margin:g} point of the better gradual "
+        f"pruning at {_percent(shared)}",
+        all(own[s][0] >= line[s][0] - margin for s in shared),
+        ", ".join(_against(s, own[s][0], *line[s]) for s in shared),
+    )
+    return [Verdict(f"{NEAR}, {kind}", name, claim)]
 
 
 def _percent(sparsities: list[float]) -> str:

@@ -1,7 +1,6 @@
 """The page of all experiments that there are results of, `systems.md`."""
 
 import pathlib
-from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.systems import (
@@ -67,7 +66,7 @@ def table(rows: list[Row], metrics: dict[str, int]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def verdicts(claims: Iterable[Claim]) -> str:
+def verdicts(claims: list[Claim]) -> str:
     """Markdown: a line for each claim."""
     return "\n".join(
         f"* **{'yes' if claim.holds else 'NO'}**: {claim.text}: {claim.evidence}."
