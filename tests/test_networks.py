@@ -444,6 +444,20 @@ def test_the_summary_names_those_who_keep_all_of_a_claim():
     assert lines[2:] == [f"| {name} | mostly_whole | none |"]
 
 
+def test_differences_are_taken_seed_by_seed():
+    runs = [
+        record(name, target=0.9, seed=seed, one_shot=base + seed)
+        # The second has its runs in another order.
+        for name, base, seeds in (
+            ("targeted", 80.0, (0, 1, 2)),
+            ("gmp_adam", 79.0, (2, 0, 1)),
+        )
+        for seed in seeds
+    ]
+    [verdict] = verdicts.verdicts(results.rows(MLP, known_of(*runs)), normalised=False)
+    assert "(+1.00 ± 0.00)" in verdict.claim.evidence
+
+
 def test_a_verdict_without_its_runs_is_left_out():
     rows = results.rows(MLP, known_of(record("adam"), record("sgd")))
     assert verdicts.verdicts(rows, normalised=False) == []

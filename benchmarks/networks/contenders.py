@@ -88,10 +88,6 @@ def _magnitude(rate: Any, plan: Plan) -> optax.GradientTransformation:
 # The recipes.
 
 
-# Of any_sparsity with the steps of momentum SGD, in the scale of its learning rates.
-SGD_DECAY = 1e-3
-
-
 def _targeted(**settings: Any) -> Callable[[Any, Plan], Any]:
     return lambda rate, plan: recipes.targeted(
         plan.steps, plan.target, learning_rate=rate, **settings
@@ -178,16 +174,16 @@ CONTENDERS: dict[str, Contender] = {
         read=_recipe_params,
     ),
     "any_sparsity_sgd": Contender(
-        _any_sparsity(b2=None, weight_decay=SGD_DECAY),
+        _any_sparsity(b2=None),
         SGD_RATES,
         RATE,
-        "the recipe `recipes.any_sparsity` with the steps of momentum SGD and weight "
-        "decay 0.001, one run for all sparsities",
+        "the recipe `recipes.any_sparsity` with the steps of momentum SGD, one "
+        "run for all sparsities",
         read=_recipe_params,
         shares=schedules.LEVELS,
     ),
     "mostly_whole_sgd": Contender(
-        _any_sparsity(b2=None, weight_decay=SGD_DECAY, levels=schedules.MOSTLY_WHOLE),
+        _any_sparsity(b2=None, levels=schedules.MOSTLY_WHOLE),
         SGD_RATES,
         RATE,
         "the same with `levels=schedules.MOSTLY_WHOLE`",

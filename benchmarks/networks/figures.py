@@ -9,7 +9,14 @@ from benchmarks.networks.results import FINE_TUNED, ONE_SHOT, RECALIBRATED, Row
 from benchmarks.networks.verdicts import DENSE_RIVALS, GRADUAL
 
 TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
-RECIPES = {"any_sparsity": "black", "targeted": "deeppink"}
+RECIPES = {
+    "any_sparsity": "black",
+    "any_sparsity_sgd": "dimgray",
+    "mostly_whole": "navy",
+    "mostly_whole_sgd": "royalblue",
+    "targeted": "deeppink",
+    "targeted_sgd": "orchid",
+}
 
 
 def draw(axes: Any, rows: list[Row], normalised: bool, metric: str) -> None:

@@ -44,7 +44,8 @@ class Row(NamedTuple):
           kind: ONE_SHOT, RECALIBRATED, FINE_TUNED, or one of them with " loss".
         """
         found: dict[float, list[float]] = {}
-        for run in self.runs:
+        # By seed, so that rows can be compared seed by seed.
+        for run in sorted(self.runs, key=lambda run: run["seed"]):
             measured = run["test"].get(kind, {})
             if isinstance(measured, list):
                 measured = dict(zip(run["sparsities"], measured, strict=True))

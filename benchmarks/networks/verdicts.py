@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from benchmarks.networks.results import (
     FINE_TUNED,
     ONE_SHOT,
@@ -113,7 +115,11 @@ def targeted(rows: list[Row]) -> list[Verdict]:
         "the better of targeted, targeted_sgd, one-shot: within 0.3 point of the "
         f"better gradual pruning at {_percent(shared)}",
         all(own[s][0] >= line[s][0] - 0.3 for s in shared),
-        ", ".join(f"{_against(s, own[s][0], *line[s])} by {own[s][1]}" for s in shared),
+        ", ".join(
+            f"{_against(s, own[s][0], *line[s])} by {own[s][1]}"
+            f"{_difference(rows, own[s][1], line[s][1], s)}"
+            for s in shared
+        ),
     )
     return [Verdict(f"{TARGET}, {ONE_SHOT}", "targeted", claim)]
 
@@ -137,6 +143,21 @@ def near(rows: list[Row], name: str, kind: str, margin: float) -> list[Verdict]:
         ", ".join(_against(s, own[s][0], *line[s]) for s in shared),
     )
     return [Verdict(f"{NEAR}, {kind}", name, claim)]
+
+
+def _difference(rows: list[Row], own: str, other: str, sparsity: float) -> str:
+    """The mean difference seed by seed ± its standard error, of several seeds."""
+    known = {
+        row.name: row.values(ONE_SHOT)[sparsity]
+        for row in rows
+        if sparsity in row.values(ONE_SHOT)
+    }
+    first, second = known[own], known[other]
+    if len(first) != len(second) or len(first) < 2:
+        return ""
+    gain = np.subtract(first, second)
+    error = gain.std(ddof=1) / np.sqrt(len(gain))
+    return f" ({gain.mean():+.2f} ± {error:.2f})"
 
 
 def _percent(sparsities: list[float]) -> str:
