@@ -17,6 +17,7 @@ from benchmarks.networks.plans import (
     DENSE,
     RATE,
     TARGETS,
+    WHOLE,
     Contender,
     Plan,
     cubic_sparsity,
@@ -160,6 +161,7 @@ CONTENDERS: dict[str, Contender] = {
         RATE,
         "the same with `levels=schedules.MOSTLY_WHOLE`, five of six steps with the "
         "whole network",
+        choices=WHOLE,
         read=_recipe_params,
         shares=schedules.MOSTLY_WHOLE,
     ),
@@ -187,6 +189,7 @@ CONTENDERS: dict[str, Contender] = {
         SGD_RATES,
         RATE,
         "the same with `levels=schedules.MOSTLY_WHOLE`",
+        choices=WHOLE,
         read=_recipe_params,
         shares=schedules.MOSTLY_WHOLE,
     ),

@@ -40,7 +40,8 @@ def _least_loss(*sparsities: float) -> Callable[[dict[str, Any]], float]:
 # On validation data, before fine-tuning: by name, function record of a trial -> number,
 # the larger the better. The loss tells networks apart that are trained for a sparsity;
 # their accuracies lie within the noise of one trial. Dense networks, which they are
-# held to, are chosen by the metric that is reported.
+# held to, are chosen by the metric that is reported, and so is `mostly_whole`, which is
+# for those to whom the whole network matters most.
 SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     "dense": _mean((0.0,)),
     "pruning": _mean(tuple(s for s in SPARSITIES if s >= 0.8)),
