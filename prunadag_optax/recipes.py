@@ -8,8 +8,9 @@ Three ways to a network that can be pruned:
   at each.
 
 All give to `prunadag_w` a learning rate that falls to zero, and a schedule of the
-relevant components. The figures behind the settings are in
-benchmarks/results/recipe.md.
+relevant components. Its steps are Adam's, or with `b2=None` those of momentum SGD, for
+which `learning_rate` has to be in the scale of SGD's. The figures behind the settings
+are in benchmarks/results/recipe.md and networks.md.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -89,7 +90,7 @@ def any_sparsity(
     levels: Sequence[float] = schedules.LEVELS,
     begin: float = BEGIN,
     end: float = 0.6,
-    weight_decay: optax.ScalarOrSchedule = 0.1,
+    weight_decay: optax.ScalarOrSchedule | None = None,
     **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
     r"""For any sparsity, chosen after training.
@@ -117,7 +118,8 @@ def any_sparsity(
         one that comes up twice has two turns.
       begin: part of the training with the whole network, in [0, 1).
       end: part of the training after which all shares take turns, in (begin, 1].
-      weight_decay: lambda of `prunadag_w`.
+      weight_decay: lambda of `prunadag_w`; None: 0.1, or with `b2=None`, where learning
+        rates are a hundred times as large, 0.001.
       **settings: further arguments of `prunadag_w`; decreasable weights do not shrink
         unless `decrease_schedule` says so.
 
@@ -148,6 +150,8 @@ def any_sparsity(
         min(levels, default=1.0), begin=begin * total_steps, end=end * total_steps
     )
     settings = {"decrease_schedule": 0.0, "evaluate": "relevant"} | settings
+    if weight_decay is None:
+        weight_decay = 1e-3 if settings.get("b2", 0.999) is None else 0.1
     return prunadag_w(
         _falling(learning_rate, total_steps),
         schedules.cyclic_relevant(levels, least=least),

@@ -491,7 +491,7 @@ def test_a_run_from_the_command_line_to_the_page_and_again(tmp_path):
     command.main([*arguments, "--trials", "2"])
     assert file.read_text(encoding="utf-8").splitlines() == lines
     page = (tmp_path / "networks.md").read_text(encoding="utf-8")
-    assert page.count("\n## ") == 1
+    assert page.count("\n## ") == 2  # the verdicts, the task
     assert "A quick run" in page
     assert "| sgd" in page
     assert (tmp_path / "networks" / "mlp_mnist.png").stat().st_size > 1000
