@@ -406,7 +406,7 @@ def test_verdicts_follow_the_numbers():
     assert judged(flat, falling, 90.7, targeted=90.7)[4:] == [False, False]
 
 
-def test_the_page_tells_what_accuracy_would_have_chosen():
+def test_contenders_with_targets_have_rows_by_loss_and_by_accuracy():
     grid = CONTENDERS["targeted"].grid
     given = {"phase": "trial", "target": 0.95, "seed": tuning.TRIAL_SEED}
     trials = [
@@ -415,19 +415,20 @@ def test_the_page_tells_what_accuracy_would_have_chosen():
     ]
     for trial, loss in zip(trials, (0.1, 0.2, 0.3), strict=True):
         trial["validation"]["one-shot loss"] = [loss] * 10
-    known = known_of(
-        *trials,
-        record("targeted", target=0.9, h=grid[0], one_shot=88.0),
-        record("targeted", target=0.9, h=grid[1], one_shot=77.0),
-    )
-    found = results.rows(MLP, known)
-    assert [row.hyperparameter for row in found] == [grid[0]]
-    told = "\n".join(report.judged_by_metric(found, MLP, known))
-    assert f"targeted {grid[1]:g}" in told
-    assert "77.00" in told
-    # Where both judge alike there is nothing to tell.
+    tests = [record("targeted", target=0.9, h=h, one_shot=88.0) for h in grid[:2]]
+    # The rival's better row counts.
+    tests += [record("gmp_adam", target=0.9, one_shot=88.2)]
+    tests[1]["test"]["one-shot"] = [77.0] * 10
+    found = results.rows(MLP, known_of(*trials, *tests))
+    names = [row.name for row in results.by_contender(found, "targeted")]
+    assert names == ["targeted (loss)", "targeted (accuracy)"]
+    [verdict] = verdicts.targeted(found)
+    assert verdict.claim.holds
+    assert "by targeted (loss)" in verdict.claim.evidence
+    # Where both judge alike there is one row.
     trials[1]["validation"]["one-shot loss"] = [0.05] * 10
-    assert report.judged_by_metric(results.rows(MLP, known), MLP, known) == []
+    found = results.rows(MLP, known_of(*trials, *tests))
+    assert [(r.name, r.hyperparameter) for r in found[1:]] == [("targeted", grid[1])]
 
 
 def test_the_summary_names_those_who_keep_all_of_a_claim():

@@ -25,6 +25,11 @@ VARIANTS = ("v1", "v2", "v3", "v4")
 # A leaf of whole blocks and one that ends within a block.
 SHAPES = ((2 * BLOCK,), (BLOCK // 2 + 77, 3))
 KERNELS = {"v1": 3, "v4": 2}  # a leaf
+# v3 does all that the others do.
+variants = pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, marks=() if v == "v3" else pytest.mark.slow) for v in VARIANTS],
+)
 
 
 def optimizer(variant, accumulator=None, **options):
@@ -84,7 +89,7 @@ def assert_close(own, plain, rtol, atol):
         np.testing.assert_allclose(a, b, rtol, atol)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@variants
 def test_step_is_the_plain_one_bit_for_bit(variant):
     # On such numbers neither the order of a sum nor a fused multiply-add matters. There
     # are many ties at the threshold, and zeros in x and g.
@@ -102,7 +107,7 @@ def test_step_is_the_plain_one_bit_for_bit(variant):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@variants
 def test_runs_agree(variant):
     x = normal(0)
     state = optimizer(variant).init(x)
@@ -138,7 +143,7 @@ def test_mixed_dtypes_share_one_threshold():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("variant", VARIANTS)
+@variants
 def test_non_finite_gradients(variant, value):
     x, g = normal(0), normal(1)
     g[1] = g[1].at[5, 1].set(value)

@@ -255,7 +255,7 @@ def on_one_device(layout, draw, steps, variant, scope):
         # The norms are sums, whose order over the devices is all that can differ; here
         # no sum rounds.
         ("v3", "global", gridded, 1),
-        ("v3", "leaf", gridded, 1),
+        pytest.param("v3", "leaf", gridded, 1, marks=pytest.mark.slow),
     ],
 )
 def test_sharded_update_is_bit_identical(layout, kind, variant, scope, draw, steps):
@@ -472,8 +472,8 @@ def moved_by_model(layout, kind):
 @pytest.mark.parametrize(
     ("kind", "variant"),
     # v3 does all that the others do.
-    [(AxisType.Auto, v) for v in ("v1", "v2", "v3", "v4")]
-    + [(AxisType.Explicit, "v3")],
+    [(AxisType.Auto, "v3"), (AxisType.Explicit, "v3"), (AxisType.Auto, "v4")]
+    + [pytest.param(AxisType.Auto, v, marks=pytest.mark.slow) for v in ("v1", "v2")],
     ids=str,
 )
 def test_optimizer_moves_scalars_only(layout, kind, variant, scope):

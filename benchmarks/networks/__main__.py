@@ -81,7 +81,6 @@ def compete(
     seeds: int,
     trials: int,
     path: pathlib.Path,
-    by_metric: bool = False,
 ) -> None:
     """Makes the runs of a task that are not there yet.
 
@@ -92,10 +91,7 @@ def compete(
       seeds: how many test runs each has.
       trials: how many hyperparameters each may try.
       path: file of the finished runs.
-      by_metric: whether to make also the test runs that trials would have chosen had
-        all been judged by the metric.
     """
-    rules = [tuning.SCORES, *([tuning.BY_METRIC] if by_metric else [])]
     known = records.load(path)
     bar = tqdm(total=0, desc=task, unit="run", disable=None)
 
@@ -121,11 +117,9 @@ def compete(
         for name in names:
             contender = CONTENDERS[name]
             go(tuning.trials_of(name, contender, trials))
-            for scores in rules:
-                given = (name, contender, settings, trials, known, scores)
-                chosen = tuning.chosen(*given)
-                assert chosen is not None
-                go(tuning.tests_of(name, contender, chosen, seeds))
+            chosen = tuning.chosen(name, contender, settings, trials, known)
+            assert chosen is not None
+            go(tuning.tests_of(name, contender, chosen, seeds))
 
 
 def _names(given: list[str], known: list[str], groups: dict[str, list[str]]) -> Any:
@@ -155,11 +149,6 @@ def main(arguments: list[str] | None = None) -> None:
         "--trials", type=int, help="hyperparameters each may try: 4; with --quick 1"
     )
     parser.add_argument("--quick", action="store_true", help="small, in minutes")
-    parser.add_argument(
-        "--by-metric",
-        action="store_true",
-        help="make also the runs that trials judged by accuracy would choose",
-    )
     parser.add_argument(
         "--redo", action="store_true", help="forget the runs of these methods first"
     )
@@ -194,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
                 records.forget(path, set(names))
             seeds = chosen.seeds or (2 if chosen.quick else 3)
             trials = chosen.trials or (1 if chosen.quick else 4)
-            compete(task, settings, names, seeds, trials, path, chosen.by_metric)
+            compete(task, settings, names, seeds, trials, path)
     report.write(folder, output / "networks.md", chosen.quick)
     print(f"{'A quick run, in ' if chosen.quick else ''}{output / 'networks.md'}")
 

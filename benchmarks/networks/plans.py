@@ -16,7 +16,7 @@ RATE, STRENGTH = "learning rate", "strength of the l1 norm"
 # Part of the training after which learning rates begin to fall, linearly.
 HELD = 0.6
 # How trials are judged, see `tuning.SCORES`.
-DENSE, WHOLE, AT_TARGET = ("dense", "pruning"), ("dense",), ("target",)
+DENSE, WHOLE, AT_TARGET = ("dense", "pruning"), ("dense",), ("loss", "accuracy")
 
 
 class Plan(NamedTuple):

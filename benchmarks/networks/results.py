@@ -84,14 +84,12 @@ def trials_known(
 def rows(
     settings: Settings,
     known: Mapping[str, dict[str, Any]],
-    scores: Mapping[str, Any] = tuning.SCORES,
 ) -> list[Row]:
     """The rows of a task, of every contender that has finished runs.
 
     Args:
       settings: of the task.
       known: its finished runs by key.
-      scores: what trials are judged by.
 
     Returns:
       A row for each contender, and for each hyperparameter where its choices differ.
@@ -99,7 +97,7 @@ def rows(
     found = []
     for name, contender in CONTENDERS.items():
         trials = trials_known(name, settings, known)
-        chosen = tuning.chosen(name, contender, settings, trials, known, scores)
+        chosen = tuning.chosen(name, contender, settings, trials, known)
         assert chosen is not None
         first = True
         for hyperparameter in dict.fromkeys(chosen.values()):

@@ -38,21 +38,16 @@ def _least_loss(*sparsities: float) -> Callable[[dict[str, Any]], float]:
 
 
 # On validation data, before fine-tuning: by name, function record of a trial -> number,
-# the larger the better. The loss tells networks apart that are trained for a sparsity;
-# their accuracies lie within the noise of one trial. Dense networks, which they are
-# held to, are chosen by the metric that is reported, and so is `mostly_whole`, which is
-# for those to whom the whole network matters most.
+# the larger the better. Contenders that train for a sparsity are chosen at one, by the
+# loss and by the metric: the first is smoother, the second what is reported. Dense
+# networks are chosen by the metric, and so is `mostly_whole`, which is for those to
+# whom the whole network matters most; `any_sparsity` by the loss over the sparsities.
 SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     "dense": _mean((0.0,)),
     "pruning": _mean(tuple(s for s in SPARSITIES if s >= 0.8)),
     "every": _least_loss(0.0, 0.9, 0.95, 0.98, 0.99),
-    "target": _least_loss(TUNED_AT),
-}
-
-# The same by the metric for all: the page tells where that would have chosen otherwise.
-BY_METRIC = SCORES | {
-    "every": _mean((0.0, 0.9, 0.95, 0.98, 0.99)),
-    "target": _mean((TUNED_AT,)),
+    "loss": _least_loss(TUNED_AT),
+    "accuracy": _mean((TUNED_AT,)),
 }
 
 
@@ -71,7 +66,6 @@ def chosen(
     settings: Settings,
     trials: int,
     known: Mapping[str, Any],
-    scores: Mapping[str, Callable[[dict[str, Any]], float]] = SCORES,
 ) -> dict[str, float] | None:
     """The hyperparameter by each of the contender's choices.
 
@@ -81,7 +75,6 @@ def chosen(
       settings: of the task.
       trials: how many hyperparameters each contender may try.
       known: finished runs by key.
-      scores: what trials are judged by.
 
     Returns:
       By name of the choice; None while trials are missing.
@@ -94,7 +87,7 @@ def chosen(
         return None
     records = [known[key] for key in keys]
     return {
-        choice: max(records, key=scores[choice])["hyperparameter"]
+        choice: max(records, key=SCORES[choice])["hyperparameter"]
         for choice in contender.choices
     }
 
