@@ -466,7 +466,9 @@ def assert_sharded_like(tree, like):
 
 
 @needs_devices
-@pytest.mark.parametrize("run", [eager, jitted, donated])
+@pytest.mark.parametrize(
+    "run", [pytest.param(eager, marks=pytest.mark.slow), jitted, donated]
+)
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_sharded_equals_unsharded(mesh, scope, run):
     tx = prunadag(**SETTINGS, scope=scope)
