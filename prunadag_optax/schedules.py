@@ -1,4 +1,4 @@
-"""Schedules of `relevant`, from the step count to the share of relevant components."""
+"""Schedules: of `relevant`, the share of relevant components, and of learning rates."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,13 +11,21 @@ import optax
 
 from prunadag_optax import _validation
 
+# Part of the training in which `stable_decay` does not fall.
+STABLE = 0.6
 # Every fourth step trains the whole network; of the others, the smaller the more often.
 LEVELS = (1.0, 0.01, 0.05, 0.02, 1.0, 0.1, 0.02, 0.01)
-# Five steps in six train the whole network, so that it loses next to nothing.
+# Two steps in three train the whole network, so that it loses little.
+OFTEN_WHOLE = tuple(
+    share
+    for least in (0.2, 0.01, 0.1, 0.02, 0.5, 0.01, 0.15, 0.05)
+    for share in (1.0, 1.0, least)
+)
+# Seven steps in eight do, so that it loses next to nothing.
 MOSTLY_WHOLE = tuple(
     share
-    for least in (0.5, 0.01, 0.1, 0.02, 0.5, 0.01, 0.2, 0.05)
-    for share in (1.0, 1.0, 1.0, 1.0, 1.0, least)
+    for least in (0.5, 0.1, 0.02, 0.5, 0.2, 0.01, 0.5, 0.05)
+    for share in (*(1.0,) * 7, least)
 )
 
 
@@ -144,6 +152,42 @@ def staircase_relevant(
         ],
         begins[1:],
     )
+
+
+def stable_decay(
+    learning_rate: chex.Numeric, total_steps: int, *, stable: float = STABLE
+) -> optax.Schedule:
+    r"""A learning rate that is constant for most of the training, then falls to zero.
+
+    .. math:: \eta_k = \eta \min\left(1, \frac{N - k}{N - N_0}\right), \quad
+       N_0 = \lfloor s N \rfloor
+
+    Args:
+      learning_rate: eta >= 0.
+      total_steps: N >= 1.
+      stable: s in [0, 1), the part of the training for which it is constant.
+
+    Returns:
+      Schedule count -> learning rate.
+
+    Raises:
+      ValueError: for an argument out of range.
+
+    Examples:
+      >>> from prunadag_optax import schedules
+      >>> rate = schedules.stable_decay(0.5, 10)
+      >>> [round(float(rate(step)), 3) for step in (0, 6, 7, 9, 10)]
+      [0.5, 0.5, 0.375, 0.125, 0.0]
+
+    References:
+      A. Haegele and others, Scaling laws and compute-optimal training beyond fixed
+      training durations, arXiv:2405.18392 (constant rate with cooldown).
+    """
+    _validation.check_scalar("learning_rate", learning_rate, least=0)
+    _validation.check_scalar("total_steps", total_steps, least=1)
+    _validation.check_scalar("stable", stable, least=0, below=1)
+    begin = int(stable * total_steps)
+    return optax.linear_schedule(learning_rate, 0.0, total_steps - begin, begin)
 
 
 def check_stages(finals: Sequence[float], ends: Sequence[int]) -> list[int]:

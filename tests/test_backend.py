@@ -152,8 +152,15 @@ def steps(tx, params, gradients):
         yield params, state
 
 
-@pytest.mark.parametrize("scope", ["global", "leaf"])
-@pytest.mark.parametrize("variant", ["v3", "v4"])
+@pytest.mark.parametrize(
+    ("variant", "scope"),
+    [
+        ("v3", "leaf"),
+        ("v4", "global"),
+        pytest.param("v3", "global", marks=pytest.mark.slow),
+        pytest.param("v4", "leaf", marks=pytest.mark.slow),
+    ],
+)
 def test_forms_agree_on_whole_steps(variant, scope, monkeypatch):
     shapes = {"large": (512, 768), "odd": (257, 257), "bias": (768,), "scalar": ()}
     # Not all in a row: leaves of one size are counted together on one device.

@@ -384,7 +384,10 @@ def run_to_the_end(directory, result, api):
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("api", resumable.START)
+@pytest.mark.parametrize(
+    "api",
+    ["linen", pytest.param("nnx", marks=pytest.mark.slow)],  # half a minute each
+)
 def test_killed_training_ends_as_if_it_had_not_been(tmp_path, api):
     directory, result = tmp_path / "killed", tmp_path / "result.npz"
     start = command(directory, result, api, "--pause", "0.05")

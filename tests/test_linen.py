@@ -38,6 +38,14 @@ OPTIMIZERS = {
     ),
     "MultiSteps": lambda: optax.MultiSteps(optax.adamw(0.05, weight_decay=0.1), 4),
 }
+# Those of which another is a special case are slow.
+OFTEN_AND_RARE = [
+    pytest.param(
+        name,
+        marks=pytest.mark.slow if name in ("nesterov", "lion", "prunadag") else (),
+    )
+    for name in OPTIMIZERS
+]
 KERNELS = 8 * 6 + 6 * 2
 
 
@@ -127,7 +135,7 @@ def assert_equal(actual, expected):
 # Zeros.
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", OFTEN_AND_RARE)
 def test_pruned_weights_stay_zero(params, name):
     step, traces = counted(train_step, donate_argnums=0)
     state = make(jax.tree.map(jnp.copy, params), OPTIMIZERS[name]()).prune(
@@ -289,7 +297,7 @@ def test_masks_can_be_replaced_as_a_field():
 # flax's own state.
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", OFTEN_AND_RARE)
 def test_without_masks_it_is_flax_train_state(params, name):
     tx = OPTIMIZERS[name]()
     step = jax.jit(train_step)
@@ -536,10 +544,18 @@ def test_schedule_equals_pruning_by_hand(params, scope):
     def schedule(count):
         return jnp.asarray(count) / 10
 
+    @jax.jit
+    def follow(state):
+        return train_step(state).prune_on_schedule(schedule, scope=scope)
+
+    @jax.jit
+    def prune(state, sparsity):
+        return train_step(state).prune(sparsity, scope=scope)
+
     scheduled = by_hand = make(params).prune(0.0)
     for count in range(1, 4):
-        scheduled = train_step(scheduled).prune_on_schedule(schedule, scope=scope)
-        by_hand = train_step(by_hand).prune(count / 10, scope=scope)
+        scheduled = follow(scheduled)
+        by_hand = prune(by_hand, jnp.asarray(count) / 10)
         assert_equal(scheduled.masks, by_hand.masks)
         assert_equal(scheduled.params, by_hand.params)
 

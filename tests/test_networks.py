@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.datasets import load_digits
 
 from benchmarks.networks import (
     __main__ as command,
@@ -47,6 +48,23 @@ def test_images_are_split_and_standardised():
     # No image is in two parts.
     rows = np.concatenate([np.asarray(p.inputs).reshape(-1, 64) for p in data])
     assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+def test_folds_take_turns_as_test_images_by_the_seed():
+    settings = MLP._replace(folds=4)
+    parts = [tasks.load(settings, seed) for seed in range(5)]
+    images = [np.asarray(x.test.targets) for x in parts]
+    np.testing.assert_array_equal(images[0], images[4])
+    labels = load_digits(return_X_y=True)[1]
+    # The fold of seed 1 begins where that of seed 0 ends, around the end of the data.
+    np.testing.assert_array_equal(images[1], np.roll(labels, -397)[1400:])
+    for data in parts[:4]:
+        assert data.test.inputs.shape == (397, 8, 8, 1)
+        rows = [np.asarray(p.targets) for p in data]
+        assert len(np.concatenate(rows)) == 1797
+    # Without folds the seed says nothing.
+    one, other = (np.asarray(tasks.load(MLP, seed).test.inputs) for seed in (0, 3))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_a_text_is_split_and_the_target_is_the_next_character():
@@ -404,6 +422,30 @@ def test_verdicts_follow_the_numbers():
     assert not judged(flat, falling, 90.7, targeted=90.3)[3]
     assert judged(flat, falling, 90.5, targeted=90.3)[3:] == [True, True, True]
     assert judged(flat, falling, 90.7, targeted=90.7)[4:] == [False, False]
+
+
+def test_the_long_runs_have_claims_of_their_own():
+    known = [
+        record("any_sparsity", one_shot=80.0),
+        record("any_sparsity_4x", one_shot=90.0),
+        record("gmp_adam", target=0.9, one_shot=90.5),
+    ]
+    found = verdicts.verdicts(results.rows(MLP, known_of(*known)), normalised=False)
+    assert [(v.criterion, v.contender, v.claim.holds) for v in found] == [
+        (f"{verdicts.NEAR}, one-shot", "any_sparsity", False),
+        (f"{verdicts.LONG_NEAR}, one-shot", "any_sparsity_4x", True),
+    ]
+
+
+@pytest.mark.parametrize(("phase", "epochs"), [("test", 12), ("trial", 2)])
+def test_a_long_run_has_as_many_epochs_more(phase, epochs, monkeypatch):
+    def fit(*args, epochs, **kwargs):
+        raise StopIteration(epochs)
+
+    monkeypatch.setattr(training, "fit", fit)
+    run = Run("any_sparsity_4x", phase, None, 1e-3, 0)
+    with pytest.raises(StopIteration, match=f"^{epochs}$"):
+        command.make(run, "mlp_mnist", MLP._replace(epochs=3, trial_epochs=2))
 
 
 def test_contenders_with_targets_have_rows_by_loss_and_by_accuracy():

@@ -141,8 +141,20 @@ def test_nnx_state_is_a_tree_like_any_other():
 # Zeros.
 
 
-@pytest.mark.parametrize("wrt", [nnx.Param, KERNELS], ids=["Param", "kernels"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "wrt"),
+    # What is trained has next to nothing to do with the optimizer.
+    [
+        pytest.param(
+            name,
+            wrt,
+            id=f"{name}-{'Param' if wrt is nnx.Param else 'kernels'}",
+            marks=() if name == "prunadag" or wrt is nnx.Param else pytest.mark.slow,
+        )
+        for name in OPTIMIZERS
+        for wrt in (nnx.Param, KERNELS)
+    ],
+)
 def test_pruned_weights_stay_zero(name, wrt):
     # The optimizer's filter is broader than that of the masks in half of these.
     model, optimizer = setup(OPTIMIZERS[name]())

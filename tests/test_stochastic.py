@@ -260,13 +260,16 @@ def test_cyclic_visits_every_level_and_stays_above_the_least():
     assert found == [1.0, 0.5, 0.3] * 2
 
 
-def test_mostly_whole_is_whole_in_five_steps_of_six():
-    shares = np.array(schedules.MOSTLY_WHOLE)
-    assert np.mean(shares == 1) == 5 / 6
+@pytest.mark.parametrize(
+    ("levels", "every"), [(schedules.OFTEN_WHOLE, 3), (schedules.MOSTLY_WHOLE, 8)]
+)
+def test_the_whole_network_has_all_turns_but_every_third_or_eighth(levels, every):
+    shares = np.array(levels)
+    assert np.sum(shares < 1) * every == len(shares)
     # All that the default levels train has a turn.
     assert set(schedules.LEVELS) < set(shares.tolist())
     # Between two turns of others the whole network has the same number of steps.
-    np.testing.assert_array_equal(np.diff(np.flatnonzero(shares < 1)), 6)
+    np.testing.assert_array_equal(np.diff(np.flatnonzero(shares < 1)), every)
 
 
 @pytest.mark.parametrize(

@@ -21,31 +21,31 @@ from benchmarks.networks.plans import (
     Contender,
     Plan,
     cubic_sparsity,
-    falling,
     on_matrices,
 )
 from prunadag_optax import prunadag, recipes, schedules
 from prunadag_optax.methods import gradual_pruning
 from prunadag_optax.methods.lottery_ticket import matrices
+from prunadag_optax.schedules import stable_decay
 from prunadag_optax.stochastic import eval_params
 
 # Dense rivals.
 
 
 def _adam(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return optax.adam(falling(rate, plan.steps))
+    return optax.adam(stable_decay(rate, plan.steps))
 
 
 def _adamw(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return optax.adamw(falling(rate, plan.steps), weight_decay=0.01)
+    return optax.adamw(stable_decay(rate, plan.steps), weight_decay=0.01)
 
 
 def _adagrad(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return optax.adagrad(falling(rate, plan.steps))
+    return optax.adagrad(stable_decay(rate, plan.steps))
 
 
 def _sgd(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return optax.sgd(falling(rate, plan.steps), momentum=0.9)
+    return optax.sgd(stable_decay(rate, plan.steps), momentum=0.9)
 
 
 # Gradual magnitude pruning.
@@ -68,7 +68,7 @@ def _gradual(base: Callable[[Any, Plan], Any]) -> Callable[[Any, Plan], Any]:
 def _article(variant: str) -> Callable[[Any, Plan], Any]:
     def make(rate, plan):
         return on_matrices(
-            prunadag(falling(rate, plan.steps), 0.1, variant=variant), plan
+            prunadag(stable_decay(rate, plan.steps), 0.1, variant=variant), plan
         )
 
     return make
@@ -77,7 +77,7 @@ def _article(variant: str) -> Callable[[Any, Plan], Any]:
 def _magnitude(rate: Any, plan: Plan) -> optax.GradientTransformation:
     sparsity = cubic_sparsity(plan)
     tx = prunadag(
-        falling(rate, plan.steps),
+        stable_decay(rate, plan.steps),
         relevant=lambda count: 1 - sparsity(count),
         variant="v4",
         relevance="magnitude",
@@ -155,15 +155,26 @@ CONTENDERS: dict[str, Contender] = {
         read=_recipe_params,
         shares=schedules.LEVELS,
     ),
+    "often_whole": Contender(
+        _any_sparsity(levels=schedules.OFTEN_WHOLE),
+        ADAM_RATES,
+        RATE,
+        "the same with `levels=schedules.OFTEN_WHOLE`, two of three steps with the "
+        "whole network",
+        choices=WHOLE,
+        read=_recipe_params,
+        shares=schedules.OFTEN_WHOLE,
+    ),
     "mostly_whole": Contender(
         _any_sparsity(levels=schedules.MOSTLY_WHOLE),
         ADAM_RATES,
         RATE,
-        "the same with `levels=schedules.MOSTLY_WHOLE`, five of six steps with the "
+        "the same with `levels=schedules.MOSTLY_WHOLE`, seven of eight steps with the "
         "whole network",
         choices=WHOLE,
         read=_recipe_params,
         shares=schedules.MOSTLY_WHOLE,
+        version=2,  # it was five of six
     ),
     "targeted_sgd": Contender(
         _targeted(b2=None),
@@ -184,6 +195,15 @@ CONTENDERS: dict[str, Contender] = {
         read=_recipe_params,
         shares=schedules.LEVELS,
     ),
+    "often_whole_sgd": Contender(
+        _any_sparsity(b2=None, levels=schedules.OFTEN_WHOLE),
+        SGD_RATES,
+        RATE,
+        "the same with `levels=schedules.OFTEN_WHOLE`",
+        choices=WHOLE,
+        read=_recipe_params,
+        shares=schedules.OFTEN_WHOLE,
+    ),
     "mostly_whole_sgd": Contender(
         _any_sparsity(b2=None, levels=schedules.MOSTLY_WHOLE),
         SGD_RATES,
@@ -192,8 +212,17 @@ CONTENDERS: dict[str, Contender] = {
         choices=WHOLE,
         read=_recipe_params,
         shares=schedules.MOSTLY_WHOLE,
+        version=2,
     ),
 }
+# One run that takes as many steps as the trainings of gradual pruning that it stands
+# in for; its hyperparameter is tried in trials as short as everyone's.
+for _name in ("any_sparsity", "any_sparsity_sgd"):
+    CONTENDERS[f"{_name}_4x"] = CONTENDERS[_name]._replace(
+        about=f"{_name}, one run of four times the epochs: as many as gradual pruning "
+        "has for its four targets",
+        length=len(TARGETS),
+    )
 CORE = tuple(CONTENDERS)
 ARTICLE_RATES = (0.05, 0.02, 0.1, 0.2)
 for _variant in ("v1", "v2", "v3", "v4", "relevant_only"):

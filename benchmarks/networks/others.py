@@ -9,16 +9,14 @@ import optax
 
 from benchmarks.networks.plans import (
     AT_TARGET,
-    HELD,
     RATE,
     STRENGTH,
     TARGETS,
     Contender,
     Plan,
-    falling,
     on_matrices,
 )
-from prunadag_optax import masks
+from prunadag_optax import masks, schedules
 from prunadag_optax.methods import (
     bregman,
     dual_averaging,
@@ -29,6 +27,7 @@ from prunadag_optax.methods import (
     sparse_momentum,
 )
 from prunadag_optax.methods.lottery_ticket import dense_mask, matrices
+from prunadag_optax.schedules import stable_decay
 
 STRENGTHS = (1e-4, 3e-5, 3e-4, 1e-5)
 # Of the weights that the Bregman iterations start from.
@@ -49,7 +48,7 @@ def _l1(strength: Any) -> regularisers.Regulariser:
 
 def _hard_thresholding(rate: Any, plan: Plan) -> optax.GradientTransformation:
     return hard_thresholding.iterative_hard_thresholding(
-        optax.adam(falling(rate, plan.steps)), 1 - plan.target, where=matrices
+        optax.adam(stable_decay(rate, plan.steps)), 1 - plan.target, where=matrices
     )
 
 
@@ -61,7 +60,7 @@ def _gsm(rate: Any, plan: Plan) -> optax.GradientTransformation:
     begin = int(TRAINED_FIRST * plan.steps)
     # A weight that stays passive shrinks by the factor exp(-decay * the sum of the
     # learning rates / (1 - momentum)); their sum from `begin` on, in rates and steps:
-    left = HELD - TRAINED_FIRST + (1 - HELD) / 2
+    left = (1 + schedules.STABLE) / 2 - TRAINED_FIRST
     decay = SHRINKING * (1 - momentum) / (rate * plan.steps * left)
 
     def compression(count):
@@ -69,7 +68,7 @@ def _gsm(rate: Any, plan: Plan) -> optax.GradientTransformation:
 
     make = optax.inject_hyperparams(sparse_momentum.gsm, static_args=("where",))
     return make(
-        learning_rate=falling(rate, plan.steps),
+        learning_rate=stable_decay(rate, plan.steps),
         compression=compression,
         momentum=momentum,
         weight_decay=lambda count: jnp.where(count < begin, 0.0, decay),
@@ -86,7 +85,10 @@ def _bregman(family: Any, strength: float) -> Callable[[Any, Plan], Any]:
             plan.target, every=max(1, plan.steps_per_epoch // 5), decay=0.95
         )
         return family(
-            falling(rate, plan.steps), _l1(1.0), strength=strength, adaptive=controller
+            stable_decay(rate, plan.steps),
+            _l1(1.0),
+            strength=strength,
+            adaptive=controller,
         )
 
     return make
@@ -100,12 +102,12 @@ def _sparse_start(key: jax.Array, params: Any) -> Any:
 
 
 def _prox_adam(strength: Any, plan: Plan) -> optax.GradientTransformation:
-    return proximal.prox_adam(falling(3e-3, plan.steps), _l1(strength))
+    return proximal.prox_adam(stable_decay(3e-3, plan.steps), _l1(strength))
 
 
 def _proxgen(strength: Any, plan: Plan) -> optax.GradientTransformation:
     return proximal.proxgen(
-        falling(0.03, plan.steps),
+        stable_decay(0.03, plan.steps),
         _l1(strength),
         direction=optax.scale_by_rss(),
         metric=lambda state: jax.tree.map(jnp.sqrt, state.sum_of_squares),
@@ -114,7 +116,7 @@ def _proxgen(strength: Any, plan: Plan) -> optax.GradientTransformation:
 
 def _prox_sgd(strength: Any, plan: Plan) -> optax.GradientTransformation:
     # The average of gradients is a tenth as long as optax's momentum.
-    return proximal.prox_sgd(falling(0.5, plan.steps), _l1(strength), momentum=0.9)
+    return proximal.prox_sgd(stable_decay(0.5, plan.steps), _l1(strength), momentum=0.9)
 
 
 def _dual_averaging(family: Any, rate: float) -> Callable[[Any, Plan], Any]:
@@ -136,7 +138,7 @@ def _unaveraged(state: Any, params: Any, strength: Any) -> Any:
 
 def _frank_wolfe(radius: Any, plan: Plan) -> optax.GradientTransformation:
     tx = frank_wolfe.frank_wolfe(
-        falling(0.05, plan.steps), radius=radius, support=0.05, scope="global"
+        stable_decay(0.05, plan.steps), radius=radius, support=0.05, scope="global"
     )
     return on_matrices(tx, plan)
 
@@ -200,7 +202,7 @@ def rewound(
 def _lottery(rate: Any, plan: Plan) -> optax.GradientTransformation:
     half = plan.steps // 2
     # Both trainings have the whole schedule.
-    base = optax.adam(falling(rate, half))
+    base = optax.adam(stable_decay(rate, half))
     return rewound(base, jnp.asarray(plan.target, jnp.float32), half)
 
 

@@ -8,13 +8,12 @@ import optax
 
 from prunadag_optax.methods import gradual_pruning
 from prunadag_optax.methods.lottery_ticket import matrices
+from prunadag_optax.schedules import stable_decay
 
 TARGETS = (0.9, 0.95, 0.98, 0.99)
 # The target at which a contender with targets tries its hyperparameters.
 TUNED_AT = 0.95
 RATE, STRENGTH = "learning rate", "strength of the l1 norm"
-# Part of the training after which learning rates begin to fall, linearly.
-HELD = 0.6
 # How trials are judged, see `tuning.SCORES`.
 DENSE, WHOLE, AT_TARGET = ("dense", "pruning"), ("dense",), ("loss", "accuracy")
 
@@ -51,6 +50,7 @@ class Contender(NamedTuple):
       shares: of the weights that are there in one step after another, in turn; each
         share has averages of batch normalisation of its own. Empty where all steps
         train the same network.
+      length: epochs of a run to report, in those of the task.
       traced_target: whether `make` takes a traced target.
       version: to be raised when the method changes, so that its runs are made anew.
     """
@@ -64,14 +64,9 @@ class Contender(NamedTuple):
     start: Callable[[jax.Array, Any], Any] = lambda key, params: params
     read: Callable[[Any, Any, Any], Any] = lambda state, params, hyperparameter: params
     shares: tuple[float, ...] = ()
+    length: int = 1
     traced_target: bool = True
     version: int = 1
-
-
-def falling(rate: Any, steps: int) -> optax.Schedule:
-    """A learning rate that is constant for 60% of the steps and then falls to 0."""
-    held = int(HELD * steps)
-    return optax.linear_schedule(rate, 0.0, steps - held, held)
 
 
 def cubic_sparsity(plan: Plan) -> optax.Schedule:
@@ -86,7 +81,7 @@ def on_matrices(
 ) -> optax.GradientTransformation:
     """The transformation on what can be pruned, Adam on biases and scales."""
     return optax.partition(
-        {"matrix": tx, "other": optax.adam(falling(rate, plan.steps))},
+        {"matrix": tx, "other": optax.adam(stable_decay(rate, plan.steps))},
         lambda params: jax.tree_util.tree_map_with_path(
             lambda path, x: "matrix" if matrices(path, x) else "other", params
         ),

@@ -161,6 +161,8 @@ def about(settings: Settings) -> str:
             f"{settings.train:,} to train on, {settings.validation:,} for validation, "
             f"{settings.test:,} to test"
         )
+        if settings.folds > 1:
+            data += f" (of {settings.folds} parts the one that the seed chooses)"
     flips = ", mirrored at random" * settings.flips
     return (
         f"{SOURCES[settings.data]}: {data}{flips}; {network}. Minibatches of "

@@ -52,6 +52,7 @@ class Settings(NamedTuple):
       flips: whether to mirror half of the images at random.
       context: characters in a window; 0 for images.
       trial_epochs: epochs of a trial of a hyperparameter.
+      folds: parts of the images that take turns, by the seed, as test examples.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Settings(NamedTuple):
     flips: bool = False
     context: int = 0
     trial_epochs: int = 0
+    folds: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -102,7 +104,7 @@ TASKS: dict[str, Settings] = {
     "cnn_fashion": _on_mnist("cnn", (16, 32, 64), "fashion", 12, 6),
     "resnet_cifar": Settings(
         "resnet", (16, 32, 64), "cifar", 3000, 400, 600, 20, 32,
-        flips=True, trial_epochs=10,
+        flips=True, trial_epochs=10, folds=6,
     ),
     "transformer_shakespeare": Settings(
         "transformer", (64, 64), "shakespeare", 0, 400, 800, 12, 8,
@@ -121,7 +123,7 @@ QUICK: dict[str, Settings] = {
     "mlp_fashion": _on_digits("mlp", (32,)),
     "cnn_mnist": _on_digits("cnn", (8, 16)),
     "cnn_fashion": _on_digits("cnn", (8, 16)),
-    "resnet_cifar": _on_digits("resnet", (8, 16))._replace(flips=True),
+    "resnet_cifar": _on_digits("resnet", (8, 16))._replace(flips=True, folds=4),
     "transformer_shakespeare": Settings(
         "transformer", (16,), "topics", 0, 50, 50, 3, 32,
         steps=20, context=16, trial_epochs=3,
@@ -172,23 +174,30 @@ SOURCES: dict[str, Any] = {
 }
 
 
-@functools.lru_cache(maxsize=1)
-def load(settings: Settings) -> Data:
+def load(settings: Settings, seed: int = 0) -> Data:
     """The data set of a task.
 
     Args:
       settings: of the task.
+      seed: of the run; it says which images are the test examples where there are
+        several folds, and nothing otherwise.
 
     Returns:
-      The data, the same for all seeds.
+      The data.
 
     Raises:
       datasets.MissingData: if it is not there and cannot be downloaded.
     """
+    return _load(settings, seed % settings.folds)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(settings: Settings, fold: int) -> Data:
     found = SOURCES[settings.data]()
     if isinstance(found, str):
         return _text(found, settings)
     images, labels, training = found
+    images, labels = (np.roll(x, -fold * settings.test, 0) for x in (images, labels))
     # The mean and the standard deviation of the training images.
     train = images[: settings.train].astype(np.float32)
     axes = tuple(range(train.ndim - 1))

@@ -40,8 +40,9 @@ def _least_loss(*sparsities: float) -> Callable[[dict[str, Any]], float]:
 # On validation data, before fine-tuning: by name, function record of a trial -> number,
 # the larger the better. Contenders that train for a sparsity are chosen at one, by the
 # loss and by the metric: the first is smoother, the second what is reported. Dense
-# networks are chosen by the metric, and so is `mostly_whole`, which is for those to
-# whom the whole network matters most; `any_sparsity` by the loss over the sparsities.
+# networks are chosen by the metric, and so are `often_whole` and `mostly_whole`, which
+# are for those to whom the whole network matters most; `any_sparsity` by the loss over
+# the sparsities.
 SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     "dense": _mean((0.0,)),
     "pruning": _mean(tuple(s for s in SPARSITIES if s >= 0.8)),

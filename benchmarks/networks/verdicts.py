@@ -21,11 +21,20 @@ GRADUAL = ("gmp_adam", "gmp_sgd")
 TARGETED = ("targeted", "targeted_sgd")
 # One run for all sparsities; each is held to all of a claim.
 ANY = ("any_sparsity", "any_sparsity_sgd")
-ONE_RUN = ("mostly_whole", "mostly_whole_sgd", *ANY)
+# The same for as many steps as gradual pruning takes for all its targets together.
+LONG = tuple(f"{name}_4x" for name in ANY)
+ONE_RUN = (
+    "mostly_whole",
+    "mostly_whole_sgd",
+    "often_whole",
+    "often_whole_sgd",
+    *ANY,
+)
 # The criteria of verdicts.
 ABOVE = "one run above the everyday optimizers"
 TARGET = "a run for each sparsity near gradual pruning"
 NEAR = "one run near gradual pruning"
+LONG_NEAR = "one run near gradual pruning, as long as its four runs together"
 
 
 class Verdict(NamedTuple):
@@ -56,7 +65,7 @@ def verdicts(rows: list[Row], normalised: bool) -> list[Verdict]:
         *(
             v
             for kind, margin in ((ONE_SHOT, 1.0), (FINE_TUNED, 0.5))
-            for name in ANY
+            for name in (*ANY, *LONG)
             for v in near(rows, name, kind, margin)
         ),
     ]
@@ -142,7 +151,8 @@ def near(rows: list[Row], name: str, kind: str, margin: float) -> list[Verdict]:
         all(own[s][0] >= line[s][0] - margin for s in shared),
         ", ".join(_against(s, own[s][0], *line[s]) for s in shared),
     )
-    return [Verdict(f"{NEAR}, {kind}", name, claim)]
+    criterion = LONG_NEAR if name in LONG else NEAR
+    return [Verdict(f"{criterion}, {kind}", name, claim)]
 
 
 def _difference(rows: list[Row], own: str, other: str, sparsity: float) -> str:

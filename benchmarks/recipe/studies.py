@@ -109,8 +109,7 @@ def targeted(
 
 def trapezoid(plan: Plan) -> optax.Schedule:
     """A learning rate that is constant for 60% of training and then falls to zero."""
-    begin = int(0.6 * plan.total_steps)
-    return optax.linear_schedule(3e-3, 0.0, plan.total_steps - begin, begin)
+    return schedules.stable_decay(3e-3, plan.total_steps)
 
 
 def any_trapezoid(**settings: Any) -> Callable[[Plan], optax.GradientTransformation]:
