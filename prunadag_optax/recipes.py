@@ -106,8 +106,9 @@ def any_sparsity(
     chosen, or kept for each share (docs/recipes.md).
 
     Every fourth step of the default levels trains the whole network, which costs it a
-    little; with `levels=schedules.OFTEN_WHOLE` two steps in three do, and with
-    `schedules.MOSTLY_WHOLE` seven in eight.
+    little; with `levels=schedules.OFTEN_WHOLE` two steps in three do, with
+    `schedules.MOSTLY_WHOLE` seven in eight, and with `schedules.SELDOM_WHOLE` one in
+    ten. The more often it has its turn the better it is, and the worse the others.
 
     Args:
       total_steps: length of the training, in steps.

@@ -15,6 +15,8 @@ from prunadag_optax import _validation
 STABLE = 0.6
 # Every fourth step trains the whole network; of the others, the smaller the more often.
 LEVELS = (1.0, 0.01, 0.05, 0.02, 1.0, 0.1, 0.02, 0.01)
+# Every tenth step does: for those who will prune, to 90, 95 or 98%.
+SELDOM_WHOLE = (1.0, 0.1, 0.05, 0.02, 0.1, 0.05, 0.02, 0.01, 0.1, 0.05)
 # Two steps in three train the whole network, so that it loses little.
 OFTEN_WHOLE = tuple(
     share

@@ -202,8 +202,9 @@ def collect(iterations: list[Iteration], *names: str) -> list[Any]:
     return [stacked([tree(getattr(info, name)) for info in infos]) for name in names]
 
 
-@pytest.mark.parametrize(("name", "layout", "scope"), CASES)
+# Both problems in a row: they share their compilation.
 @pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(("name", "layout", "scope"), CASES)
 def test_float64_agrees_with_the_transcription(problem, name, layout, scope):
     settings = dataclasses.replace(SETTINGS[name], scope=scope)
     iterations = reference_run(problem, layout, settings)
@@ -341,9 +342,9 @@ FLOAT32 = {
 }
 
 
+@pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize(("layout", "scope"), LAYOUTS[:2])
 @pytest.mark.parametrize("name", FLOAT32)
-@pytest.mark.parametrize("problem", PROBLEMS)
 def test_float32_differs_only_within_rounding(problem, name, layout, scope):
     settings = dataclasses.replace(FLOAT32[name], scope=scope)
     run = reference_run(problem, layout, settings)

@@ -427,13 +427,13 @@ def test_verdicts_follow_the_numbers():
 def test_the_long_runs_have_claims_of_their_own():
     known = [
         record("any_sparsity", one_shot=80.0),
-        record("any_sparsity_4x", one_shot=90.0),
+        record("any_sparsity_sgd_4x", one_shot=90.0),
         record("gmp_adam", target=0.9, one_shot=90.5),
     ]
     found = verdicts.verdicts(results.rows(MLP, known_of(*known)), normalised=False)
     assert [(v.criterion, v.contender, v.claim.holds) for v in found] == [
         (f"{verdicts.NEAR}, one-shot", "any_sparsity", False),
-        (f"{verdicts.LONG_NEAR}, one-shot", "any_sparsity_4x", True),
+        (f"{verdicts.LONG_NEAR}, one-shot", "any_sparsity_sgd_4x", True),
     ]
 
 
@@ -443,7 +443,7 @@ def test_a_long_run_has_as_many_epochs_more(phase, epochs, monkeypatch):
         raise StopIteration(epochs)
 
     monkeypatch.setattr(training, "fit", fit)
-    run = Run("any_sparsity_4x", phase, None, 1e-3, 0)
+    run = Run("any_sparsity_sgd_4x", phase, None, 1e-3, 0)
     with pytest.raises(StopIteration, match=f"^{epochs}$"):
         command.make(run, "mlp_mnist", MLP._replace(epochs=3, trial_epochs=2))
 

@@ -217,12 +217,17 @@ CONTENDERS: dict[str, Contender] = {
 }
 # One run that takes as many steps as the trainings of gradual pruning that it stands
 # in for; its hyperparameter is tried in trials as short as everyone's.
-for _name in ("any_sparsity", "any_sparsity_sgd"):
-    CONTENDERS[f"{_name}_4x"] = CONTENDERS[_name]._replace(
-        about=f"{_name}, one run of four times the epochs: as many as gradual pruning "
-        "has for its four targets",
-        length=len(TARGETS),
-    )
+CONTENDERS["any_sparsity_sgd_4x"] = CONTENDERS["any_sparsity_sgd"]._replace(
+    about="any_sparsity_sgd, one run of four times the epochs: as many as gradual "
+    "pruning has for its four targets",
+    length=len(TARGETS),
+)
+CONTENDERS["seldom_whole_sgd_4x"] = CONTENDERS["any_sparsity_sgd_4x"]._replace(
+    make=_any_sparsity(b2=None, levels=schedules.SELDOM_WHOLE),
+    about="the same with `levels=schedules.SELDOM_WHOLE`, one of ten steps with the "
+    "whole network",
+    shares=schedules.SELDOM_WHOLE,
+)
 CORE = tuple(CONTENDERS)
 ARTICLE_RATES = (0.05, 0.02, 0.1, 0.2)
 for _variant in ("v1", "v2", "v3", "v4", "relevant_only"):

@@ -24,12 +24,20 @@ from benchmarks.networks.results import (
     ONE_SHOT,
     RECALIBRATED,
     Row,
+    best,
+    by_contender,
     rows,
     step_seconds,
     trials_known,
 )
 from benchmarks.networks.tasks import QUICK, TASKS, Settings
-from benchmarks.networks.verdicts import Verdict, verdicts
+from benchmarks.networks.verdicts import (
+    DENSE_RIVALS,
+    GRADUAL,
+    TARGETED,
+    Verdict,
+    verdicts,
+)
 from benchmarks.systems import figures as panels
 from benchmarks.systems import report as systems_report
 from benchmarks.systems.records import Claim
@@ -50,6 +58,22 @@ SOURCES = {
     "topics": "the text of pydoc's topics",
 }
 
+
+NAMES = {
+    "mlp": "LeNet-300-100",
+    "cnn": "BatchNorm CNN",
+    "resnet": "ResNet",
+    "transformer": "character transformer",
+}
+# What the overview shows, in the form that is judged best in its trials.
+OVERVIEW = {
+    "`any_sparsity`, one training": ("any_sparsity", "any_sparsity_sgd"),
+    "the same, `OFTEN_WHOLE`": ("often_whole", "often_whole_sgd"),
+    "the same, `MOSTLY_WHOLE`": ("mostly_whole", "mostly_whole_sgd"),
+    "the same, `SELDOM_WHOLE`, one training of the length of four": (
+        "seldom_whole_sgd_4x",
+    ),
+}
 
 # What a reader has to know to judge the verdicts; not computed.
 HISTORY = (
@@ -286,6 +310,62 @@ def summary(found: Mapping[str, list[Verdict]]) -> str:
     return table(columns)
 
 
+def preferred(
+    names: tuple[str, ...], settings: Settings, known: Mapping[str, Any]
+) -> str:
+    """The contender with the best trial; empty where none has its trials."""
+    scores = {}
+    for name in names:
+        contender = CONTENDERS[name]
+        trials = trials_known(name, settings, known)
+        found = tuning.finished(name, contender, settings, trials, known)
+        if found:
+            scores[name] = max(map(tuning.SCORES[contender.choices[0]], found))
+    return max(scores, key=scores.__getitem__, default="")
+
+
+def overview(
+    found: Mapping[str, list[Row]],
+    known: Mapping[str, Mapping[str, Any]],
+    tasks: Mapping[str, Settings],
+) -> str:
+    """Markdown: the main lines of every task in one table, as the README has it.
+
+    Args:
+      found: the rows of the tasks.
+      known: their finished runs.
+      tasks: their settings.
+    """
+    sparsities = (0.0, *FINE_TUNED)
+    lines: list[list[str]] = []
+    for task, its_rows in found.items():
+        settings = tasks[task]
+        kind = RECALIBRATED if settings.normalised else ONE_SHOT
+        data = SOURCES[settings.data].split(", ")[0]
+        lines.append([f"*{NAMES[settings.model]}, {data}*", *[""] * len(sparsities)])
+
+        def add(
+            name: str, contenders: tuple[str, ...], rows=its_rows, kind=kind
+        ) -> None:
+            values = best(by_contender(rows, *contenders), kind)
+            if values:
+                cells = (
+                    f"{values[s][0]:.1f}" if s in values else "" for s in sparsities
+                )
+                lines.append([name, *cells])
+
+        add("best of Adam, AdamW, Adagrad, SGD", DENSE_RIVALS)
+        add("gradual magnitude pruning, a training for each", GRADUAL)
+        add("`targeted`, a training for each", TARGETED)
+        for name, contenders in OVERVIEW.items():
+            chosen = preferred(contenders, settings, known[task])
+            steps = "SGD" if "_sgd" in chosen else "Adam"
+            add(f"{name} ({steps})", (chosen,))
+    head = ["", *(f"{100 * s:g}" for s in sparsities)]
+    head[-1] += "%"
+    return table({name: [line[i] for line in lines] for i, name in enumerate(head)})
+
+
 def write(folder: pathlib.Path, page: pathlib.Path, quick: bool = False) -> None:
     """Makes the figures and the page from the runs that are there.
 
@@ -295,18 +375,27 @@ def write(folder: pathlib.Path, page: pathlib.Path, quick: bool = False) -> None
       quick: whether the runs have the small settings.
     """
     sections, judged, hours = [], {}, 0.0
-    for task, settings in (QUICK if quick else TASKS).items():
-        known = records.load(folder / f"{task}.jsonl")
-        if found := rows(settings, known):
-            sections.append(section(task, settings, known, folder, page))
-            judged[task] = verdicts(found, settings.normalised)
-            hours += sum(record["seconds"]["all"] for record in known.values()) / 3600
+    found, known = {}, {}
+    tasks = QUICK if quick else TASKS
+    for task, settings in tasks.items():
+        runs = records.load(folder / f"{task}.jsonl")
+        if its_rows := rows(settings, runs):
+            found[task], known[task] = its_rows, runs
+            sections.append(section(task, settings, runs, folder, page))
+            judged[task] = verdicts(its_rows, settings.normalised)
+            hours += sum(record["seconds"]["all"] for record in runs.values()) / 3600
     parts = [
         introduction(folder, quick),
         "## Verdicts",
         "Who keeps all of a claim, by task; the claims and their numbers are in the "
         "sections.",
         summary(judged),
+        "## Overview",
+        "The main lines of all tasks: networks with batch normalisation recalibrated; "
+        "gradual pruning, `targeted` and the optimizers of everyday with the best of "
+        "their rows at each sparsity, the networks of one training with the steps, "
+        "Adam's or SGD's, that have the better trial.",
+        overview(found, known, tasks),
         f"All runs together took {hours:.2f} hours, one after another, each on one "
         "core. `python -m benchmarks.networks` makes all that are missing, and of all "
         "other methods too.",

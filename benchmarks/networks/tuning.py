@@ -61,6 +61,19 @@ def trials_of(name: str, contender: Contender, trials: int) -> list[Run]:
     return [Run(name, "trial", target, h, TRIAL_SEED) for h in grid]
 
 
+def finished(
+    name: str,
+    contender: Contender,
+    settings: Settings,
+    trials: int,
+    known: Mapping[str, Any],
+) -> list[dict[str, Any]] | None:
+    """The records of the trials that choose; None while some are missing."""
+    runs = trials_of(name, contender, trials)
+    keys = [key_of(run, contender, settings) for run in runs]
+    return [known[key] for key in keys] if all(key in known for key in keys) else None
+
+
 def chosen(
     name: str,
     contender: Contender,
@@ -80,13 +93,11 @@ def chosen(
     Returns:
       By name of the choice; None while trials are missing.
     """
-    runs = trials_of(name, contender, trials)
-    if not runs:
+    if len(contender.grid[:trials]) == 1:
         return dict.fromkeys(contender.choices, contender.grid[0])
-    keys = [key_of(run, contender, settings) for run in runs]
-    if not all(key in known for key in keys):
+    records = finished(name, contender, settings, trials, known)
+    if records is None:
         return None
-    records = [known[key] for key in keys]
     return {
         choice: max(records, key=SCORES[choice])["hyperparameter"]
         for choice in contender.choices

@@ -22,7 +22,7 @@ TARGETED = ("targeted", "targeted_sgd")
 # One run for all sparsities; each is held to all of a claim.
 ANY = ("any_sparsity", "any_sparsity_sgd")
 # The same for as many steps as gradual pruning takes for all its targets together.
-LONG = tuple(f"{name}_4x" for name in ANY)
+LONG = ("any_sparsity_sgd_4x", "seldom_whole_sgd_4x")
 ONE_RUN = (
     "mostly_whole",
     "mostly_whole_sgd",

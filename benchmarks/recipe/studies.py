@@ -200,6 +200,11 @@ def targeted_trapezoid(plan: Plan) -> optax.GradientTransformation:
 ONE = (1.0, 0.01, 0.05, 0.02, 0.1, 0.01, 0.02, 0.01)
 THREE = (1.0, 0.01, 0.05, 1.0, 0.02, 0.1, 0.01, 1.0, 0.02, 0.01)
 EVEN = (1.0, 0.01, 0.1, 0.02, 0.05)
+FIVE_OF_SIX = tuple(
+    share
+    for least in (0.5, 0.01, 0.1, 0.02, 0.5, 0.01, 0.2, 0.05)
+    for share in (*(1.0,) * 5, least)
+)
 HALF = (1.0, 0.1, 1.0, 0.02, 1.0, 0.05, 1.0, 0.01)
 
 STUDIES: dict[str, Study] = {
@@ -374,9 +379,10 @@ STUDIES: dict[str, Study] = {
             "weight decay 0": any_sparsity(weight_decay=0.0),
             "learning rate constant for 60%, then linear to 0": any_trapezoid(),
             "the same, every other turn whole": any_trapezoid(levels=HALF),
-            "the same, five of six turns whole": any_trapezoid(
-                levels=schedules.MOSTLY_WHOLE
-            ),
+            "the same, five of six turns whole": any_trapezoid(levels=FIVE_OF_SIX),
+            "the same, SELDOM_WHOLE": any_trapezoid(levels=schedules.SELDOM_WHOLE),
+            "the same, OFTEN_WHOLE": any_trapezoid(levels=schedules.OFTEN_WHOLE),
+            "the same, MOSTLY_WHOLE": any_trapezoid(levels=schedules.MOSTLY_WHOLE),
             "end 0.5": any_sparsity(end=0.5),
             "end 0.7": any_sparsity(end=0.7),
             "end 0.85": any_sparsity(end=0.85),
