@@ -1,6 +1,7 @@
 """The benchmark of networks in small: on digits and on pydoc's topics."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -487,6 +488,34 @@ def test_the_summary_names_those_who_keep_all_of_a_claim():
     assert lines[2:] == [f"| {name} | mostly_whole | none |"]
 
 
+def test_the_overview_has_the_best_rivals_and_the_better_trial():
+    given = {"phase": "trial", "seed": tuning.TRIAL_SEED}
+    runs = [
+        record("adam", one_shot=[80.0] * 4 + [70.0] * 6),
+        record("sgd", one_shot=[79.0] * 5 + [75.0] * 5),
+        record("often_whole", one_shot=71.0),
+        record("often_whole_sgd", one_shot=72.0),
+    ]
+    for name, accuracy in (("often_whole", 85.0), ("often_whole_sgd", 84.0)):
+        grid = CONTENDERS[name].grid
+        runs += [record(name, h=h, one_shot=accuracy, **given) for h in grid]
+    known = known_of(*runs)
+    found = {"first": results.rows(MLP, known)}
+    lines = report.overview(found, {"first": known}, {"first": MLP}).splitlines()
+    assert lines[3:] == [
+        "| best of Adam, AdamW, Adagrad, SGD | 80.0 | 79.0 | 75.0 | 75.0 | 75.0 |",
+        "| the same, `OFTEN_WHOLE` (Adam) | 71.0 | 71.0 | 71.0 | 71.0 | 71.0 |",
+    ]
+
+
+def test_the_table_of_the_readme_is_that_of_the_page():
+    root = pathlib.Path(__file__).parents[1]
+    page = (command.RESULTS / "networks.md").read_text(encoding="utf-8")
+    table = page.split("\n## Overview\n")[1].split("\n\n")[2]
+    assert table.startswith("|  | 0 | 90 |")
+    assert table in (root / "README.md").read_text(encoding="utf-8")
+
+
 def test_differences_are_taken_seed_by_seed():
     runs = [
         record(name, target=0.9, seed=seed, one_shot=base + seed)
@@ -534,7 +563,7 @@ def test_a_run_from_the_command_line_to_the_page_and_again(tmp_path):
     command.main([*arguments, "--trials", "2"])
     assert file.read_text(encoding="utf-8").splitlines() == lines
     page = (tmp_path / "networks.md").read_text(encoding="utf-8")
-    assert page.count("\n## ") == 2  # the verdicts, the task
+    assert page.count("\n## ") == 3  # the verdicts, the overview, the task
     assert "A quick run" in page
     assert "| sgd" in page
     assert (tmp_path / "networks" / "mlp_mnist.png").stat().st_size > 1000
@@ -544,7 +573,7 @@ def test_a_run_from_the_command_line_to_the_page_and_again(tmp_path):
 def test_all_tasks_and_contenders(tmp_path):
     command.main(["--quick", "--seeds", "1", "--output", str(tmp_path)])
     page = (tmp_path / "networks.md").read_text(encoding="utf-8")
-    assert page.count("\n## ") == 1 + len(tasks.QUICK)
+    assert page.count("\n## ") == 2 + len(tasks.QUICK)
     for name in CONTENDERS:
         assert page.count(f"\n| {name} |") >= len(tasks.QUICK)
     assert "Bits per character" in page

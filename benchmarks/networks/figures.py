@@ -12,8 +12,12 @@ TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 RECIPES = {
     "any_sparsity": "black",
     "any_sparsity_sgd": "dimgray",
+    "often_whole": "darkgreen",
+    "often_whole_sgd": "limegreen",
     "mostly_whole": "navy",
     "mostly_whole_sgd": "royalblue",
+    "any_sparsity_sgd_4x": "sienna",
+    "seldom_whole_sgd_4x": "peru",
     "targeted": "deeppink",
     "targeted_sgd": "orchid",
 }
