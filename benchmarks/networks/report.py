@@ -259,6 +259,11 @@ def introduction(folder: pathlib.Path, quick: bool) -> str:
         known = json.loads(lines[-1])
         versions = ", ".join(f"{k} {v}" for k, v in known["versions"].items())
         made = "; ".join(f"`{command}`" for command in commands)
+        if len(commands) > 3:
+            made = (
+                "`python -m benchmarks.networks --methods core`, in "
+                f"{len(commands)} parts (networks/commands.jsonl)"
+            )
         parts.append(
             f"Made by {made} on {known['backend']} ({known['architecture']}, "
             f"{known['cores']} cores; {versions})."
