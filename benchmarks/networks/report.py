@@ -437,7 +437,7 @@ def write(folder: pathlib.Path, page: pathlib.Path, quick: bool = False) -> None
         overview(found, known, tasks),
         *(() if quick else _not_run(tasks, known)),
         f"All runs together took {hours:.2f} hours, one after another, each on one "
-        "core. `python -m benchmarks.networks` makes all that are missing, and of all "
+        "core, which at times two shared. `python -m benchmarks.networks` makes all that are missing, and of all "
         "other methods too.",
         *sections,
     ]
