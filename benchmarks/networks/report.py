@@ -437,8 +437,8 @@ def write(folder: pathlib.Path, page: pathlib.Path, quick: bool = False) -> None
         overview(found, known, tasks),
         *(() if quick else _not_run(tasks, known)),
         f"All runs together took {hours:.2f} hours, one after another, each on one "
-        "core, which at times two shared. `python -m benchmarks.networks` makes all that are missing, and of all "
-        "other methods too.",
+        "core, which at times two shared. `python -m benchmarks.networks` makes all "
+        "that are missing, and of all other methods too.",
         *sections,
     ]
     page.parent.mkdir(parents=True, exist_ok=True)
