@@ -22,6 +22,7 @@ from prunadag_optax.classification import (
     classify_accumulated,
     scores_of,
 )
+from prunadag_optax.schedules import value_at
 
 
 class ScaleByPrunadagState(NamedTuple):
@@ -384,15 +385,15 @@ def _sort(
     **settings,
 ) -> _Sorted:  # fmt: skip
     count = state.count
-    learning_rate = _at(learning_rate, count)
+    learning_rate = value_at(learning_rate, count)
     direction, average = _average(gradients, state, momentum)
     classes = classify_accumulated(
         direction,
         params,
         (state.optimisable_weight, gradients),
         weights.accumulate,
-        relevant=_at(relevant, count),
-        decrease=_at(
+        relevant=value_at(relevant, count),
+        decrease=value_at(
             _harmonic if decrease_schedule is None else decrease_schedule, count
         ),
         learning_rate=learning_rate,
@@ -418,7 +419,3 @@ def _average(gradients, state, momentum):
 
 def _harmonic(count):
     return 1.0 / (count + 1.0)
-
-
-def _at(value: Any, count: Any) -> Any:
-    return value(count) if callable(value) else value

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 import jax
@@ -29,6 +30,24 @@ MOSTLY_WHOLE = tuple(
     for least in (0.5, 0.1, 0.02, 0.5, 0.2, 0.01, 0.5, 0.05)
     for share in (*(1.0,) * 7, least)
 )
+
+
+def value_at(schedule: Any, count: jax.typing.ArrayLike) -> Any:
+    """The value of a schedule in a step, or of a constant in any.
+
+    Args:
+      schedule: a function count -> value, or the value.
+      count: of the steps done before.
+
+    Returns:
+      The value.
+
+    Examples:
+      >>> from prunadag_optax import schedules
+      >>> schedules.value_at(0.1, 3), schedules.value_at(lambda count: 2 * count, 3)
+      (0.1, 6)
+    """
+    return schedule(count) if callable(schedule) else schedule
 
 
 def cubic_relevant(
@@ -108,7 +127,7 @@ def cyclic_relevant(
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         turn = jnp.asarray(shares)[jnp.asarray(count, jnp.int32) % len(shares)]
-        return jnp.maximum(turn, least(count) if callable(least) else least)
+        return jnp.maximum(turn, value_at(least, count))
 
     return schedule
 

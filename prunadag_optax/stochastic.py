@@ -22,6 +22,7 @@ from optax._src.base import NO_PARAMS_MSG
 from prunadag_optax import _validation, masks, selection
 from prunadag_optax._precision import working
 from prunadag_optax.classification import target_count
+from prunadag_optax.schedules import value_at
 
 
 class ScaleByPrunadagWState(NamedTuple):
@@ -190,7 +191,7 @@ def prunadag_w(
         whole = params if evaluate == "params" else state.whole
         threshold = state.threshold
         if threshold is None:
-            threshold = _threshold(whole, where, _at(relevant, count), scope)
+            threshold = _threshold(whole, where, value_at(relevant, count), scope)
         member = _relevant(whole, where, threshold)
         first = _average(member, state.first_moment, updates, b1)
         if b2 is None:
@@ -202,8 +203,8 @@ def prunadag_w(
             direction = jax.tree.map(
                 lambda m, v: _adam(m, v, corrections, eps), first, second
             )
-        eta, decay = _at(learning_rate, count), _at(weight_decay, count)
-        shrink = jnp.clip(_at(decrease_schedule, count), 0, 1)
+        eta, decay = value_at(learning_rate, count), value_at(weight_decay, count)
+        shrink = jnp.clip(value_at(decrease_schedule, count), 0, 1)
 
         def step(x, inside, taken):
             taken = -eta * taken
@@ -227,7 +228,7 @@ def prunadag_w(
         moved = jax.tree.map(
             lambda x, s: (working(x) + s).astype(jnp.result_type(x)), whole, steps
         )
-        threshold = _threshold(moved, where, _at(relevant, after), scope)
+        threshold = _threshold(moved, where, value_at(relevant, after), scope)
         member = _relevant(moved, where, threshold)
 
         def change(x, inside, y):
@@ -366,7 +367,3 @@ def _adam(m: Any, v: Any, corrections: tuple[Any, Any], eps: Any) -> jax.Array:
     """Adam's direction, from moments before their bias correction."""
     first, second = corrections
     return (m / first) / (jnp.sqrt(v / second) + eps)
-
-
-def _at(value: Any, count: Any) -> Any:
-    return value(count) if callable(value) else value

@@ -366,11 +366,33 @@ def test_the_best_trial_is_chosen_by_each_of_the_scores():
     assert tuning.chosen("adam", contender, MLP, 3, known_of(*trials[:2])) is None
     assert len(tuning.tests_of("adam", contender, chosen, 3)) == 6
     # With one trial there is nothing to choose.
-    assert tuning.trials_of("adam", contender, 1) == []
+    assert tuning.trials_of("adam", contender, MLP, 1) == []
     assert set(tuning.chosen("adam", contender, MLP, 1, {}).values()) == {grid[0]}
     runs = [record("adam", h=grid[0]), record("adam", h=grid[1])]
     first, second = results.rows(MLP, known_of(*trials, *runs))
     assert (first.name, second.name) == ("adam (dense)", "adam (pruning)")
+
+
+def test_where_there_are_folds_the_mean_over_several_trial_seeds_chooses():
+    settings, contender = MLP._replace(folds=4), CONTENDERS["adam"]
+    grid, first = contender.grid, tuning.TRIAL_SEED
+    runs = tuning.trials_of("adam", contender, settings, 2)
+    assert [(r.hyperparameter, r.seed) for r in runs] == [
+        (grid[0], first),
+        (grid[0], first + 1),
+        (grid[1], first),
+        (grid[1], first + 1),
+    ]
+    # The second is better by the first seed, and worse in the mean.
+    found = [
+        record("adam", phase="trial", h=r.hyperparameter, seed=r.seed, one_shot=value)
+        | {"key": records.key_of(r, contender, settings)}
+        for r, value in zip(runs, (80.0, 80.0, 90.0, 60.0), strict=True)
+    ]
+    known = known_of(*found)
+    assert tuning.chosen("adam", contender, settings, 2, known)["dense"] == grid[0]
+    known = known_of(*found[:3])
+    assert tuning.chosen("adam", contender, settings, 2, known) is None
 
 
 def test_keys_tell_apart_what_numbers_depend_on():

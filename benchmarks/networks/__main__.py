@@ -116,7 +116,7 @@ def compete(
     with bar:
         for name in names:
             contender = CONTENDERS[name]
-            go(tuning.trials_of(name, contender, trials))
+            go(tuning.trials_of(name, contender, settings, trials))
             chosen = tuning.chosen(name, contender, settings, trials, known)
             assert chosen is not None
             go(tuning.tests_of(name, contender, chosen, seeds))

@@ -75,8 +75,7 @@ def trials_known(
     """The largest number of trials of a contender that are all there; at least 1."""
     contender = CONTENDERS[name]
     for trials in range(len(contender.grid), 1, -1):
-        runs = tuning.trials_of(name, contender, trials)
-        if all(key_of(run, contender, settings) in known for run in runs):
+        if tuning.finished(name, contender, settings, trials, known) is not None:
             return trials
     return 1
 

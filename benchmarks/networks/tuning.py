@@ -1,5 +1,6 @@
 """Which hyperparameter a contender gets: the best of its trials on validation data."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,13 +53,24 @@ SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 
 
-def trials_of(name: str, contender: Contender, trials: int) -> list[Run]:
+def trial_seeds(settings: Settings) -> range:
+    """The seeds of the trials: several where one fold's images cannot choose."""
+    return range(TRIAL_SEED, TRIAL_SEED + max(1, settings.folds // 2))
+
+
+def trials_of(
+    name: str, contender: Contender, settings: Settings, trials: int
+) -> list[Run]:
     """The trials that choose; none where there is nothing to choose from."""
     grid = contender.grid[:trials]
     if len(grid) == 1:
         return []
     target = TUNED_AT if contender.targets else None
-    return [Run(name, "trial", target, h, TRIAL_SEED) for h in grid]
+    return [
+        Run(name, "trial", target, h, seed)
+        for h in grid
+        for seed in trial_seeds(settings)
+    ]
 
 
 def finished(
@@ -69,9 +81,22 @@ def finished(
     known: Mapping[str, Any],
 ) -> list[dict[str, Any]] | None:
     """The records of the trials that choose; None while some are missing."""
-    runs = trials_of(name, contender, trials)
+    runs = trials_of(name, contender, settings, trials)
     keys = [key_of(run, contender, settings) for run in runs]
     return [known[key] for key in keys] if all(key in known for key in keys) else None
+
+
+def scores(records: list[dict[str, Any]], choice: str) -> dict[float, float]:
+    """By hyperparameter, the mean score of its trials, the larger the better.
+
+    Args:
+      records: of the trials.
+      choice: by what they are judged, key of `SCORES`.
+    """
+    found = defaultdict(list)
+    for record in records:
+        found[record["hyperparameter"]].append(SCORES[choice](record))
+    return {h: float(np.mean(values)) for h, values in found.items()}
 
 
 def chosen(
@@ -98,9 +123,9 @@ def chosen(
     records = finished(name, contender, settings, trials, known)
     if records is None:
         return None
+    judged = {choice: scores(records, choice) for choice in contender.choices}
     return {
-        choice: max(records, key=SCORES[choice])["hyperparameter"]
-        for choice in contender.choices
+        choice: max(found, key=found.__getitem__) for choice, found in judged.items()
     }
 
 

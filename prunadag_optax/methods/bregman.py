@@ -19,6 +19,7 @@ from optax._src.base import NO_PARAMS_MSG
 from prunadag_optax import _validation, masks
 from prunadag_optax._precision import working
 from prunadag_optax.methods.regularisers import Regulariser, is_kernel
+from prunadag_optax.schedules import value_at
 
 
 class Controller(NamedTuple):
@@ -163,7 +164,7 @@ def bregman(
         x = jax.tree.map(working, params)
         # A copy: an injected strength is in the state of `inject_hyperparams`, too.
         start = jnp.array(
-            strength(jnp.zeros([], jnp.int32)) if callable(strength) else strength,
+            value_at(strength, jnp.zeros([], jnp.int32)),
             jnp.result_type(jnp.float32, *jax.tree.leaves(x)),
         )
         dual = jax.tree.map(
@@ -198,7 +199,7 @@ def bregman(
         gradients, x = (jax.tree.map(working, tree) for tree in (updates, params))
         steps, inner = extended.update(gradients, state.base, x, **extra_args)
         dual = jax.tree.map(lambda v, u: v + u.astype(v.dtype), state.dual, steps)
-        now = strength(state.count) if callable(strength) else strength
+        now = value_at(strength, state.count)
         now = jnp.asarray(
             now if adaptive is None else state.strength, state.strength.dtype
         )

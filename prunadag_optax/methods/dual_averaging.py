@@ -23,6 +23,7 @@ from prunadag_optax import _validation
 from prunadag_optax._precision import working
 from prunadag_optax.methods.proximal import check_regulariser, copy
 from prunadag_optax.methods.regularisers import Regulariser, weighted_prox
+from prunadag_optax.schedules import value_at
 
 
 class DualAveragingState(NamedTuple):
@@ -301,7 +302,7 @@ def _dual_averaging(
         stage = sum((state.count >= m for m in milestones), start=jnp.int32(0))
         factor = jnp.asarray(decay, dtype) ** stage
         rate, share = (
-            jnp.asarray(value(state.count) if callable(value) else value, dtype)
+            jnp.asarray(value_at(value, state.count), dtype)
             for value in (learning_rate, momentum)
         )
         if milestones:

@@ -22,6 +22,7 @@ from optax._src.base import NO_PARAMS_MSG
 from prunadag_optax import _ranking, _validation
 from prunadag_optax._precision import working
 from prunadag_optax.classification import target_count
+from prunadag_optax.schedules import value_at
 
 
 class FrankWolfeState(NamedTuple):
@@ -418,9 +419,7 @@ def frank_wolfe(
                 "state.momentum", state.momentum, "params", params
             )
             m = _accumulate(state, m, momentum, dampening)
-        rate = learning_rate
-        if callable(rate):
-            rate = rate(state.count)
+        rate = value_at(learning_rate, state.count)
 
         def towards(m, x, r):
             k = _count(support, x)

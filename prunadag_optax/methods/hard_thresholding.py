@@ -17,6 +17,7 @@ from optax._src.base import NO_PARAMS_MSG
 from prunadag_optax import _ranking, _validation, masks
 from prunadag_optax._precision import working
 from prunadag_optax.classification import target_count
+from prunadag_optax.schedules import value_at
 from prunadag_optax.selection import kth_largest_magnitude
 
 
@@ -147,7 +148,7 @@ def iterative_hard_thresholding(
         _validation.check_same_trees("updates", updates, "params", params)
         steps, inner = extended.update(updates, state.base, params, **extra_args)
         steps = jax.tree.map(lambda u, x: u.astype(jnp.result_type(x)), steps, params)
-        now = k(state.count) if callable(k) else k
+        now = value_at(k, state.count)
         mask = _mask(optax.apply_updates(params, steps), now, scope, where)
         # x + (-x) is exactly zero; a weight that stays takes the base's own step.
         held, _ = masks.keep_pruned(mask).update(

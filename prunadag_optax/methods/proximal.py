@@ -43,6 +43,7 @@ from prunadag_optax.methods.regularisers import l1 as l1
 from prunadag_optax.methods.regularisers import nuclear as nuclear
 from prunadag_optax.methods.regularisers import weighted_prox as weighted_prox
 from prunadag_optax.methods.regularisers import zero as zero
+from prunadag_optax.schedules import value_at
 
 
 class ProxState(NamedTuple):
@@ -153,9 +154,7 @@ def proxgen(
         _validation.check_real_leaves("params", params)
         _validation.check_real_leaves("updates", updates)
         _validation.check_same_trees("updates", updates, "params", params)
-        rate: Any = learning_rate
-        share: Any = relaxation
-        rate, share = (f(state.count) if callable(f) else f for f in (rate, share))
+        rate, share = (value_at(f, state.count) for f in (learning_rate, relaxation))
         x = jax.tree.map(working, params)
         smooth, inner = direction.update(
             jax.tree.map(working, updates), state.direction, x
