@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--methods", nargs="+", default=["all"], help="all, core, or names"
     )
-    parser.add_argument("--seeds", type=int, help="3; with --quick 2")
+    parser.add_argument("--seeds", type=int, help="3, or the folds; with --quick 2")
     parser.add_argument(
         "--trials", type=int, help="hyperparameters each may try: 4; with --quick 1"
     )
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
             path = folder / f"{task}.jsonl"
             if chosen.redo:
                 records.forget(path, set(names))
-            seeds = chosen.seeds or (2 if chosen.quick else 3)
+            seeds = chosen.seeds or (2 if chosen.quick else tuning.seeds_of(settings))
             trials = chosen.trials or (1 if chosen.quick else 4)
             compete(task, settings, names, seeds, trials, path)
     report.write(folder, output / "networks.md", chosen.quick)

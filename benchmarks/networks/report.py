@@ -336,8 +336,8 @@ def preferred(
 
 
 def left_out(settings: Settings, known: Mapping[str, Any]) -> list[str]:
-    """The rows of the core contenders that a task has not, or not with 3 seeds."""
-    missing = []
+    """The rows of the core contenders that a task has not, or not with all seeds."""
+    missing, seeds = [], tuning.seeds_of(settings)
     for name in CORE:
         contender = CONTENDERS[name]
         trials = len(contender.grid)
@@ -349,7 +349,7 @@ def left_out(settings: Settings, known: Mapping[str, Any]) -> list[str]:
         for choice, hyperparameter in chosen.items():
             choices.setdefault(hyperparameter, []).append(choice)
         for hyperparameter, by in choices.items():
-            runs = tuning.tests_of(name, contender, {by[0]: hyperparameter}, 3)
+            runs = tuning.tests_of(name, contender, {by[0]: hyperparameter}, seeds)
             if any(records.key_of(r, contender, settings) not in known for r in runs):
                 told = f" ({by[0]})" if len(choices) > 1 else ""
                 missing.append(f"{name}{told}")
