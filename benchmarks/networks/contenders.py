@@ -155,6 +155,15 @@ CONTENDERS: dict[str, Contender] = {
         read=_recipe_params,
         shares=schedules.LEVELS,
     ),
+    "seldom_whole": Contender(
+        _any_sparsity(levels=schedules.SELDOM_WHOLE),
+        ADAM_RATES,
+        RATE,
+        "the same with `levels=schedules.SELDOM_WHOLE`, one of ten steps with the "
+        "whole network",
+        read=_recipe_params,
+        shares=schedules.SELDOM_WHOLE,
+    ),
     "often_whole": Contender(
         _any_sparsity(levels=schedules.OFTEN_WHOLE),
         ADAM_RATES,
@@ -195,6 +204,14 @@ CONTENDERS: dict[str, Contender] = {
         read=_recipe_params,
         shares=schedules.LEVELS,
     ),
+    "seldom_whole_sgd": Contender(
+        _any_sparsity(b2=None, levels=schedules.SELDOM_WHOLE),
+        SGD_RATES,
+        RATE,
+        "the same with `levels=schedules.SELDOM_WHOLE`",
+        read=_recipe_params,
+        shares=schedules.SELDOM_WHOLE,
+    ),
     "often_whole_sgd": Contender(
         _any_sparsity(b2=None, levels=schedules.OFTEN_WHOLE),
         SGD_RATES,
@@ -217,17 +234,12 @@ CONTENDERS: dict[str, Contender] = {
 }
 # One run that takes as many steps as the trainings of gradual pruning that it stands
 # in for; its hyperparameter is tried in trials as short as everyone's.
-CONTENDERS["any_sparsity_sgd_4x"] = CONTENDERS["any_sparsity_sgd"]._replace(
-    about="any_sparsity_sgd, one run of four times the epochs: as many as gradual "
-    "pruning has for its four targets",
-    length=len(TARGETS),
-)
-CONTENDERS["seldom_whole_sgd_4x"] = CONTENDERS["any_sparsity_sgd_4x"]._replace(
-    make=_any_sparsity(b2=None, levels=schedules.SELDOM_WHOLE),
-    about="the same with `levels=schedules.SELDOM_WHOLE`, one of ten steps with the "
-    "whole network",
-    shares=schedules.SELDOM_WHOLE,
-)
+for _name in ("any_sparsity_sgd", "seldom_whole_sgd"):
+    CONTENDERS[f"{_name}_4x"] = CONTENDERS[_name]._replace(
+        about=f"{_name}, one run of four times the epochs: as many as gradual pruning "
+        "has for its four targets",
+        length=len(TARGETS),
+    )
 CORE = tuple(CONTENDERS)
 ARTICLE_RATES = (0.05, 0.02, 0.1, 0.2)
 for _variant in ("v1", "v2", "v3", "v4", "relevant_only"):

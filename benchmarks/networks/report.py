@@ -68,6 +68,7 @@ NAMES = {
 # What the overview shows, in the form that is judged best in its trials.
 OVERVIEW = {
     "`any_sparsity`, one training": ("any_sparsity", "any_sparsity_sgd"),
+    "the same, `SELDOM_WHOLE`": ("seldom_whole", "seldom_whole_sgd"),
     "the same, `OFTEN_WHOLE`": ("often_whole", "often_whole_sgd"),
     "the same, `MOSTLY_WHOLE`": ("mostly_whole", "mostly_whole_sgd"),
     "the same, `SELDOM_WHOLE`, one training of the length of four": (

@@ -20,7 +20,7 @@ GRADUAL = ("gmp_adam", "gmp_sgd")
 # Both have two contenders, as their rival has: the better at a sparsity counts.
 TARGETED = ("targeted", "targeted_sgd")
 # One run for all sparsities; each is held to all of a claim.
-ANY = ("any_sparsity", "any_sparsity_sgd")
+ANY = ("any_sparsity", "any_sparsity_sgd", "seldom_whole", "seldom_whole_sgd")
 # The same for as many steps as gradual pruning takes for all its targets together.
 LONG = ("any_sparsity_sgd_4x", "seldom_whole_sgd_4x")
 ONE_RUN = (
