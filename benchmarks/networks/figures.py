@@ -8,6 +8,10 @@ from benchmarks.networks.contenders import CONTENDERS
 from benchmarks.networks.results import FINE_TUNED, ONE_SHOT, RECALIBRATED, Row
 from benchmarks.networks.verdicts import DENSE_RIVALS, GRADUAL
 
+# In inches; beside the panels there is room for the names of forty lines.
+SIZE = (15.0, 5.0)
+# Percentage points below the best line that are shown.
+DEPTH = 30.0
 TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 RECIPES = {
     "any_sparsity": "black",
@@ -48,6 +52,13 @@ def draw(axes: Any, rows: list[Row], normalised: bool, metric: str) -> None:
         ax.set_title(kind)
         ax.set_xlabel("weights pruned (%)")
         ax.set_ylabel(metric)
+        top = max((v for row in rows for v in row.means(kind).values()), default=100)
+        ax.set_ylim(max(0, top - DEPTH), top + 1)
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(
+        handles, labels, loc="outside right upper", ncols=2, fontsize="x-small",
+        frameon=False,
+    )  # fmt: skip
 
 
 def _line(ax: Any, row: Row, kind: str) -> None:

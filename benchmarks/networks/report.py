@@ -3,12 +3,12 @@
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from benchmarks.networks import figures, records, tuning
+from benchmarks.networks import figures, others, records, tuning
 from benchmarks.networks.contenders import CONTENDERS, CORE
 from benchmarks.networks.evaluation import (
     CALIBRATION,
@@ -73,6 +73,16 @@ OVERVIEW = {
     "the same, `MOSTLY_WHOLE`": ("mostly_whole", "mostly_whole_sgd"),
     "the same, `SELDOM_WHOLE`, one training of the length of four": (
         "seldom_whole_sgd_4x",
+    ),
+}
+
+# The best of them at each sparsity.
+OTHERS = {
+    "best of the other methods, a training for each ({winners})": tuple(
+        name for name, contender in others.CONTENDERS.items() if contender.targets
+    ),
+    "best of the other methods, one training each ({winners})": tuple(
+        name for name, contender in others.CONTENDERS.items() if not contender.targets
     ),
 }
 
@@ -220,7 +230,9 @@ def section(
     found = rows(settings, known)
     metric = "next-character accuracy (%)" if settings.context else "test accuracy (%)"
     picture = folder / f"{task}.png"
-    panels.write(figures.draw, picture, found, settings.normalised, metric)
+    panels.write(
+        figures.draw, picture, found, settings.normalised, metric, size=figures.SIZE
+    )
     where = picture.relative_to(page.parent).as_posix()
     hours = sum(record["seconds"]["all"] for record in known.values()) / 3600
     parts = [
@@ -340,10 +352,12 @@ def preferred(
     return max(found, key=found.__getitem__, default="")
 
 
-def left_out(settings: Settings, known: Mapping[str, Any]) -> list[str]:
-    """The rows of the core contenders that a task has not, or not with all seeds."""
+def left_out(
+    settings: Settings, known: Mapping[str, Any], names: Iterable[str] = CORE
+) -> list[str]:
+    """The rows of contenders that a task has not, or not with all seeds."""
     missing, seeds = [], tuning.seeds_of(settings)
-    for name in CORE:
+    for name in names:
         contender = CONTENDERS[name]
         trials = len(contender.grid)
         chosen = tuning.chosen(name, contender, settings, trials, known)
@@ -381,15 +395,13 @@ def overview(
         data = SOURCES[settings.data].split(", ")[0]
         lines.append([f"*{NAMES[settings.model]}, {data}*", *[""] * len(sparsities)])
 
-        def add(
-            name: str, contenders: tuple[str, ...], rows=its_rows, kind=kind
-        ) -> None:
+        def add(name: str, contenders: Iterable[str], rows=its_rows, kind=kind) -> None:
             values = best(by_contender(rows, *contenders), kind)
             if values:
-                cells = (
-                    f"{values[s][0]:.1f}" if s in values else "" for s in sparsities
-                )
-                lines.append([name, *cells])
+                shown = [values.get(s, (None, "")) for s in sparsities]
+                winners = ", ".join(dict.fromkeys(who for _, who in shown if who))
+                cells = ("" if x is None else f"{x:.1f}" for x, _ in shown)
+                lines.append([name.format(winners=winners), *cells])
 
         add("best of Adam, AdamW, Adagrad, SGD", DENSE_RIVALS)
         add("gradual magnitude pruning, a training for each", GRADUAL)
@@ -398,6 +410,8 @@ def overview(
             chosen = preferred(contenders, settings, known[task])
             steps = "SGD" if "_sgd" in chosen else "Adam"
             add(f"{name} ({steps})", (chosen,))
+        for name, contenders in OTHERS.items():
+            add(name, contenders)
     head = ["", *(f"{100 * s:g}" for s in sparsities)]
     head[-1] += "%"
     return table({name: [line[i] for line in lines] for i, name in enumerate(head)})
@@ -408,7 +422,17 @@ def _not_run(
 ) -> list[str]:
     found = {task: left_out(tasks[task], runs) for task, runs in known.items()}
     told = [f"{task}: {', '.join(names)}" for task, names in found.items() if names]
-    return [f"Not run of `--methods core`, or not yet: {'; '.join(told)}."] * bool(told)
+    core = f"Not run of `--methods core`, or not yet: {'; '.join(told)}."
+    run = {task: _others_run(tasks[task], runs) for task, runs in known.items()}
+    told = [f"{task}: {', '.join(names) or 'none'}" for task, names in run.items()]
+    other = f"Of the other methods these were run: {'; '.join(told)}."
+    return [core] * any(found.values()) + [other]
+
+
+def _others_run(settings: Settings, known: Mapping[str, Any]) -> list[str]:
+    outside = [name for name in CONTENDERS if name not in CORE]
+    run = [name for name in outside if not left_out(settings, known, [name])]
+    return ["all"] if run == outside else run
 
 
 def write(folder: pathlib.Path, page: pathlib.Path, quick: bool = False) -> None:

@@ -30,17 +30,23 @@ def curves(
     ax.grid(alpha=0.3)
 
 
-def write(draw: Callable[..., None], path: pathlib.Path, *arguments: Any) -> None:
+def write(
+    draw: Callable[..., None],
+    path: pathlib.Path,
+    *arguments: Any,
+    size: tuple[float, float] = (10.4, 4.0),
+) -> None:
     """Draws two panels and writes them.
 
     Args:
-      draw: function (axes, *arguments).
+      draw: function (axes, *arguments); a legend is made if it makes none.
       path: of the file.
       *arguments: see `draw`.
+      size: of the figure, in inches.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.0), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained")
     draw(axes, *arguments)
-    if axes[0].get_legend_handles_labels()[0]:
+    if axes[0].get_legend_handles_labels()[0] and not figure.legends:
         axes[0].legend(frameon=False, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
