@@ -17,6 +17,7 @@ from benchmarks.networks import (
     evaluation,
     models,
     others,
+    overview,
     plans,
     records,
     report,
@@ -504,7 +505,7 @@ def test_the_summary_names_those_who_keep_all_of_a_claim():
     known += [record("any_sparsity", one_shot=lossy)]
     both = verdicts.verdicts(results.rows(MLP, known_of(*known)), normalised=False)
     one = [v for v in both if v.contender == "any_sparsity"]
-    lines = report.summary({"first": both, "second": one}).splitlines()
+    lines = overview.summary({"first": both, "second": one}).splitlines()
     assert lines[0] == "|  | first | second |"
     name = f"{verdicts.ABOVE}, one-shot"
     assert lines[2:] == [f"| {name} | mostly_whole | none |"]
@@ -526,7 +527,7 @@ def test_the_overview_has_the_best_rivals_and_the_better_trial():
         runs += [record(name, h=h, one_shot=accuracy, **given) for h in grid]
     known = known_of(*runs)
     found = {"first": results.rows(MLP, known)}
-    lines = report.overview(found, {"first": known}, {"first": MLP}).splitlines()
+    lines = overview.main_lines(found, {"first": known}, {"first": MLP}).splitlines()
     assert lines[3:] == [
         "| best of Adam, AdamW, Adagrad, SGD | 80.0 | 79.0 | 75.0 | 75.0 | 75.0 |",
         "| the same, `OFTEN_WHOLE` (Adam) | 71.0 | 71.0 | 71.0 | 71.0 | 71.0 |",
@@ -535,7 +536,7 @@ def test_the_overview_has_the_best_rivals_and_the_better_trial():
         "| 61.0 | 61.0 | 65.0 | 65.0 | 65.0 |",
     ]
     # With one seed of three neither the core nor the others are complete.
-    assert report.left_out(MLP, known, ["ramda"]) == ["ramda"]
+    assert overview.left_out(MLP, known, ["ramda"]) == ["ramda"]
 
 
 def test_the_table_of_the_readme_is_that_of_the_page():

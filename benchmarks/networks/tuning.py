@@ -12,7 +12,7 @@ from benchmarks.networks.records import Run, key_of
 from benchmarks.networks.tasks import Settings
 
 TRIAL_SEED = 100
-# Of the runs to report: those below are of earlier rounds, see `report.HISTORY`.
+# Of the runs to report: those below are of earlier rounds, see `words.HISTORY`.
 FIRST_SEED = 10
 
 
