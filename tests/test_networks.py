@@ -396,6 +396,13 @@ def test_where_there_are_folds_the_mean_over_several_trial_seeds_chooses():
     assert tuning.chosen("adam", contender, settings, 2, known) is None
 
 
+@pytest.mark.parametrize(("folds", "seeds"), [(1, (3, 3)), (6, (6, 18))])
+def test_what_is_held_to_little_has_several_rounds_of_the_folds(folds, seeds):
+    settings = MLP._replace(folds=folds)
+    names = ("adam", "targeted")
+    assert tuple(tuning.seeds_of(CONTENDERS[n], settings) for n in names) == seeds
+
+
 def test_keys_tell_apart_what_numbers_depend_on():
     contender, run = CONTENDERS["adam"], Run("adam", "test", None, 1e-3, 0)
     keys = {

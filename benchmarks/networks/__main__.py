@@ -78,7 +78,7 @@ def compete(
     task: str,
     settings: tasks.Settings,
     names: list[str],
-    seeds: int,
+    seeds: int | None,
     trials: int,
     path: pathlib.Path,
 ) -> None:
@@ -88,7 +88,7 @@ def compete(
       task: its name.
       settings: of the task.
       names: of the contenders.
-      seeds: how many test runs each has.
+      seeds: how many test runs each has; None: as many as `tuning.seeds_of` says.
       trials: how many hyperparameters each may try.
       path: file of the finished runs.
     """
@@ -119,7 +119,8 @@ def compete(
             go(tuning.trials_of(name, contender, settings, trials))
             chosen = tuning.chosen(name, contender, settings, trials, known)
             assert chosen is not None
-            go(tuning.tests_of(name, contender, chosen, seeds))
+            count = seeds or tuning.seeds_of(contender, settings)
+            go(tuning.tests_of(name, contender, chosen, count))
 
 
 def _names(given: list[str], known: list[str], groups: dict[str, list[str]]) -> Any:
@@ -144,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--methods", nargs="+", default=["all"], help="all, core, or names"
     )
-    parser.add_argument("--seeds", type=int, help="3, or the folds; with --quick 2")
+    parser.add_argument("--seeds", type=int, help="3, or as folds need; with --quick 2")
     parser.add_argument(
         "--trials", type=int, help="hyperparameters each may try: 4; with --quick 1"
     )
@@ -181,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
             path = folder / f"{task}.jsonl"
             if chosen.redo:
                 records.forget(path, set(names))
-            seeds = chosen.seeds or (2 if chosen.quick else tuning.seeds_of(settings))
+            seeds = chosen.seeds or (2 if chosen.quick else None)
             trials = chosen.trials or (1 if chosen.quick else 4)
             compete(task, settings, names, seeds, trials, path)
     report.write(folder, output / "networks.md", chosen.quick)

@@ -106,6 +106,8 @@ def _recipe_params(state: Any, params: Any, rate: Any) -> Any:
     return eval_params(state, params)
 
 
+# Rounds of those that are held to 0.3 points of one another.
+CLOSE = 3
 ADAM_RATES = (3e-3, 1e-3, 1e-2, 3e-2)
 SGD_RATES = (0.05, 0.02, 0.15, 0.5)
 
@@ -129,6 +131,7 @@ CONTENDERS: dict[str, Contender] = {
         "gradual magnitude pruning of Adam, a run for each target",
         TARGETS,
         AT_TARGET,
+        rounds=CLOSE,
     ),
     "gmp_sgd": Contender(
         _gradual(_sgd),
@@ -137,6 +140,7 @@ CONTENDERS: dict[str, Contender] = {
         "gradual magnitude pruning of SGD with momentum 0.9, a run for each target",
         TARGETS,
         AT_TARGET,
+        rounds=CLOSE,
     ),
     "targeted": Contender(
         _targeted(),
@@ -146,6 +150,7 @@ CONTENDERS: dict[str, Contender] = {
         TARGETS,
         AT_TARGET,
         read=_recipe_params,
+        rounds=CLOSE,
     ),
     "any_sparsity": Contender(
         _any_sparsity(),
@@ -194,6 +199,7 @@ CONTENDERS: dict[str, Contender] = {
         TARGETS,
         AT_TARGET,
         read=_recipe_params,
+        rounds=CLOSE,
     ),
     "any_sparsity_sgd": Contender(
         _any_sparsity(b2=None),

@@ -85,9 +85,10 @@ def left_out(
     settings: Settings, known: Mapping[str, Any], names: Iterable[str] = CORE
 ) -> list[str]:
     """The rows of contenders that a task has not, or not with all seeds."""
-    missing, seeds = [], tuning.seeds_of(settings)
+    missing = []
     for name in names:
         contender = CONTENDERS[name]
+        seeds = tuning.seeds_of(contender, settings)
         trials = len(contender.grid)
         chosen = tuning.chosen(name, contender, settings, trials, known)
         if chosen is None:

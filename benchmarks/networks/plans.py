@@ -51,6 +51,7 @@ class Contender(NamedTuple):
         share has averages of batch normalisation of its own. Empty where all steps
         train the same network.
       length: epochs of a run to report, in those of the task.
+      rounds: how often each fold of a task that has folds is tested.
       traced_target: whether `make` takes a traced target.
       version: to be raised when the method changes, so that its runs are made anew.
     """
@@ -65,6 +66,7 @@ class Contender(NamedTuple):
     read: Callable[[Any, Any, Any], Any] = lambda state, params, hyperparameter: params
     shares: tuple[float, ...] = ()
     length: int = 1
+    rounds: int = 1
     traced_target: bool = True
     version: int = 1
 

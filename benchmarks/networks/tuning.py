@@ -58,9 +58,9 @@ def trial_seeds(settings: Settings) -> range:
     return range(TRIAL_SEED, TRIAL_SEED + max(1, settings.folds // 2))
 
 
-def seeds_of(settings: Settings) -> int:
-    """How many runs to report there are: every fold has its turn as test images."""
-    return max(3, settings.folds)
+def seeds_of(contender: Contender, settings: Settings) -> int:
+    """How many runs to report there are: every fold has its turns as test images."""
+    return max(3, settings.folds * contender.rounds)
 
 
 def trials_of(
