@@ -142,102 +142,42 @@ CONTENDERS: dict[str, Contender] = {
         AT_TARGET,
         rounds=CLOSE,
     ),
-    "targeted": Contender(
-        _targeted(),
-        ADAM_RATES,
+}
+# One run for all sparsities, by whose turn it is: the shares, how often that is the
+# whole network, what trials are judged by, the version (mostly_whole was five of six).
+TURNS = {
+    "any_sparsity": (schedules.LEVELS, "one step in four", ("every",), 1),
+    "seldom_whole": (schedules.SELDOM_WHOLE, "one step in ten", ("every",), 1),
+    "often_whole": (schedules.OFTEN_WHOLE, "two steps in three", WHOLE, 1),
+    "mostly_whole": (schedules.MOSTLY_WHOLE, "seven steps in eight", WHOLE, 2),
+}
+for _suffix, _grid, _settings, _told in (
+    ("", ADAM_RATES, {}, "Adam"),
+    ("_sgd", SGD_RATES, {"b2": None}, "momentum SGD"),
+):
+    CONTENDERS[f"targeted{_suffix}"] = Contender(
+        _targeted(**_settings),
+        _grid,
         RATE,
-        "the recipe `recipes.targeted`, a run for each target, no mask",
-        TARGETS,
-        AT_TARGET,
-        read=_recipe_params,
-        rounds=CLOSE,
-    ),
-    "any_sparsity": Contender(
-        _any_sparsity(),
-        ADAM_RATES,
-        RATE,
-        "the recipe `recipes.any_sparsity`, one run for all sparsities",
-        read=_recipe_params,
-        shares=schedules.LEVELS,
-    ),
-    "seldom_whole": Contender(
-        _any_sparsity(levels=schedules.SELDOM_WHOLE),
-        ADAM_RATES,
-        RATE,
-        "the same with `levels=schedules.SELDOM_WHOLE`, one of ten steps with the "
-        "whole network",
-        read=_recipe_params,
-        shares=schedules.SELDOM_WHOLE,
-    ),
-    "often_whole": Contender(
-        _any_sparsity(levels=schedules.OFTEN_WHOLE),
-        ADAM_RATES,
-        RATE,
-        "the same with `levels=schedules.OFTEN_WHOLE`, two of three steps with the "
-        "whole network",
-        choices=WHOLE,
-        read=_recipe_params,
-        shares=schedules.OFTEN_WHOLE,
-    ),
-    "mostly_whole": Contender(
-        _any_sparsity(levels=schedules.MOSTLY_WHOLE),
-        ADAM_RATES,
-        RATE,
-        "the same with `levels=schedules.MOSTLY_WHOLE`, seven of eight steps with the "
-        "whole network",
-        choices=WHOLE,
-        read=_recipe_params,
-        shares=schedules.MOSTLY_WHOLE,
-        version=2,  # it was five of six
-    ),
-    "targeted_sgd": Contender(
-        _targeted(b2=None),
-        SGD_RATES,
-        RATE,
-        "the recipe `recipes.targeted` with the steps of momentum SGD, a run for each "
+        f"the recipe `recipes.targeted` with the steps of {_told}, a run for each "
         "target, no mask",
         TARGETS,
         AT_TARGET,
         read=_recipe_params,
         rounds=CLOSE,
-    ),
-    "any_sparsity_sgd": Contender(
-        _any_sparsity(b2=None),
-        SGD_RATES,
-        RATE,
-        "the recipe `recipes.any_sparsity` with the steps of momentum SGD, one "
-        "run for all sparsities",
-        read=_recipe_params,
-        shares=schedules.LEVELS,
-    ),
-    "seldom_whole_sgd": Contender(
-        _any_sparsity(b2=None, levels=schedules.SELDOM_WHOLE),
-        SGD_RATES,
-        RATE,
-        "the same with `levels=schedules.SELDOM_WHOLE`",
-        read=_recipe_params,
-        shares=schedules.SELDOM_WHOLE,
-    ),
-    "often_whole_sgd": Contender(
-        _any_sparsity(b2=None, levels=schedules.OFTEN_WHOLE),
-        SGD_RATES,
-        RATE,
-        "the same with `levels=schedules.OFTEN_WHOLE`",
-        choices=WHOLE,
-        read=_recipe_params,
-        shares=schedules.OFTEN_WHOLE,
-    ),
-    "mostly_whole_sgd": Contender(
-        _any_sparsity(b2=None, levels=schedules.MOSTLY_WHOLE),
-        SGD_RATES,
-        RATE,
-        "the same with `levels=schedules.MOSTLY_WHOLE`",
-        choices=WHOLE,
-        read=_recipe_params,
-        shares=schedules.MOSTLY_WHOLE,
-        version=2,
-    ),
-}
+    )
+    for _name, (_levels, _part, _choices, _version) in TURNS.items():
+        CONTENDERS[f"{_name}{_suffix}"] = Contender(
+            _any_sparsity(levels=_levels, **_settings),
+            _grid,
+            RATE,
+            f"the recipe `recipes.any_sparsity` with the steps of {_told}, one run "
+            f"for all sparsities; the whole network has {_part}",
+            choices=_choices,
+            read=_recipe_params,
+            shares=_levels,
+            version=_version,
+        )
 # One run that takes as many steps as the trainings of gradual pruning that it stands
 # in for; its hyperparameter is tried in trials as short as everyone's.
 for _name in ("any_sparsity_sgd", "seldom_whole_sgd"):
