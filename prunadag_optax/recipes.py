@@ -34,6 +34,7 @@ def targeted(
     *,
     begin: float = BEGIN,
     end: float = END,
+    l1: optax.ScalarOrSchedule = 0.0,
     **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
     r"""For one sparsity that is known before training.
@@ -51,6 +52,8 @@ def targeted(
         there it falls to zero linearly. Or a schedule, taken as it is.
       begin: part of the training with the whole network, in [0, 1).
       end: part of the training after which T is final, in (begin, 1].
+      l1: mu of `prunadag_w` in the first 60% of the training; from there it falls to
+        zero linearly, as the learning rate does. Or a schedule, taken as it is.
       **settings: further arguments of `prunadag_w`.
 
     Returns:
@@ -78,17 +81,23 @@ def targeted(
     relevant = schedules.cubic_relevant(
         1 - sparsity, begin=begin * total_steps, end=end * total_steps
     )
-    return prunadag_w(_rate(learning_rate, total_steps), relevant, **settings)
+    return prunadag_w(
+        _falling("learning_rate", learning_rate, total_steps),
+        relevant,
+        l1=_falling("l1", l1, total_steps),
+        **settings,
+    )
 
 
 def any_sparsity(
     total_steps: int,
     learning_rate: optax.ScalarOrSchedule = 3e-3,
     *,
-    levels: Sequence[float] = schedules.LEVELS,
+    levels: Sequence[float] = schedules.SELDOM_WHOLE,
     begin: float = BEGIN,
     end: float = 0.6,
     weight_decay: optax.ScalarOrSchedule | None = None,
+    l1: optax.ScalarOrSchedule | None = None,
     **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
     r"""For any sparsity, chosen after training.
@@ -98,17 +107,19 @@ def any_sparsity(
     The shares take turns, and each step trains what is left of the network at that
     share, and nothing else (`evaluate="relevant"`); f_k comes down from 1 to the
     smallest of them as in `targeted`. So the networks at all shares, which lie within
-    one another, are trained together.
+    one another, are trained together. The l1 norm makes the larger ones lean on the
+    smaller: a weight that does not earn its place falls in the ranking.
 
     The training loop then holds pruned parameters. Take those to evaluate and to save
     from `eval_params(state, params)`, and prune them by `masks.prune`; running averages
     of BatchNorm have seen all shares in turn and want to be recomputed for the one
     chosen, or kept for each share (docs/recipes.md).
 
-    Every fourth step of the default levels trains the whole network, which costs it a
-    little; with `levels=schedules.OFTEN_WHOLE` two steps in three do, with
-    `schedules.MOSTLY_WHOLE` seven in eight, and with `schedules.SELDOM_WHOLE` one in
-    ten. The more often it has its turn the better it is, and the worse the others.
+    Every tenth step of the default levels trains the whole network, with
+    `levels=schedules.LEVELS` every fourth. The more often it has its turn the better it
+    is, and the worse the others. To lose little or next to nothing of it, take
+    `schedules.OFTEN_WHOLE`, two steps in three, or `schedules.MOSTLY_WHOLE`, seven in
+    eight, with `l1=0.0`.
 
     Args:
       total_steps: length of the training, in steps.
@@ -120,6 +131,10 @@ def any_sparsity(
       end: part of the training after which all shares take turns, in (begin, 1].
       weight_decay: lambda of `prunadag_w`; None: 0.1, or with `b2=None`, where learning
         rates are a hundred times as large, 0.001.
+      l1: mu of `prunadag_w` in the first 60% of the training; from there it falls to
+        zero linearly, as the learning rate does. Or a schedule, taken as it is. More
+        helps the smallest networks and costs the larger. None: 0.1, or with `b2=None`
+        0.001.
       **settings: further arguments of `prunadag_w`; decreasable weights do not shrink
         unless `decrease_schedule` says so.
 
@@ -150,12 +165,16 @@ def any_sparsity(
         min(levels, default=1.0), begin=begin * total_steps, end=end * total_steps
     )
     settings = {"decrease_schedule": 0.0, "evaluate": "relevant"} | settings
+    sgd = settings.get("b2", 0.999) is None
     if weight_decay is None:
-        weight_decay = 1e-3 if settings.get("b2", 0.999) is None else 0.1
+        weight_decay = 1e-3 if sgd else 0.1
+    if l1 is None:
+        l1 = 1e-3 if sgd else 0.1
     return prunadag_w(
-        _rate(learning_rate, total_steps),
+        _falling("learning_rate", learning_rate, total_steps),
         schedules.cyclic_relevant(levels, least=least),
         weight_decay=weight_decay,
+        l1=_falling("l1", l1, total_steps),
         **settings,
     )
 
@@ -287,11 +306,14 @@ def _restarts(learning_rate: chex.Numeric, ends: Sequence[int]) -> optax.Schedul
     )
 
 
-def _rate(learning_rate: optax.ScalarOrSchedule, total_steps: int) -> optax.Schedule:
-    """The learning rate of `targeted` and `any_sparsity`: a schedule as it is."""
-    if callable(learning_rate):
-        return learning_rate
-    return schedules.stable_decay(learning_rate, total_steps)
+def _falling(
+    name: str, value: optax.ScalarOrSchedule, total_steps: int
+) -> optax.Schedule:
+    """Constant for 60% of the training, then falling to zero; a schedule as it is."""
+    if callable(value):
+        return value
+    _validation.check_scalar(name, value, least=0)
+    return schedules.stable_decay(value, total_steps)
 
 
 def _check_length(total_steps: int, begin: float, end: float) -> None:

@@ -48,6 +48,7 @@ def prunadag_w(
     eps: chex.Numeric = 1e-8,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     decrease_schedule: optax.ScalarOrSchedule = 0.5,
+    l1: optax.ScalarOrSchedule = 0.0,
     evaluate: str = "params",
     where: masks.Where | None = None,
     scope: str = "global",
@@ -73,8 +74,16 @@ def prunadag_w(
       s_{i,k} = - \eta_k \left( \frac{m_{i,k}}{1 - \beta_1} + \lambda_k x_{i,k} \right),
 
     whose magnitudes tell better what can be pruned: where Adam moves every weight as
-    far, here those with small gradients stay small. `recipes.targeted` and
-    `recipes.any_sparsity` give it the schedules that suit a training of known length.
+    far, here those with small gradients stay small. With `l1` the relevant components
+    take a proximal step on mu times the l1 norm,
+
+    .. math::
+      x_{i,k+1} = \mathrm{sign}(z_i) \max(|z_i| - \eta_k \mu_k, 0), \quad
+      z_i = x_{i,k} + s_{i,k}, \quad i \in R_k,
+
+    so that a weight that the loss does not ask for falls in the ranking.
+    `recipes.targeted` and `recipes.any_sparsity` give it the schedules that suit a
+    training of known length.
 
     With `evaluate="relevant"` the gradient is taken where only the relevant components
     are there: the parameters that the training loop holds are
@@ -98,6 +107,8 @@ def prunadag_w(
         decreasable component shrinks in a step. 1 sets it to zero. What shrinks slowly
         still takes part while others are chosen, at the cost of the last percent in
         small networks and short trainings.
+      l1: mu_k >= 0, number or schedule: strength of the l1 norm, on relevant components
+        of prunable leaves.
       evaluate: "params": the gradient is that at x; "relevant": at P_R x, see above.
       where: predicate (path, leaf) -> bool, True for the prunable leaves; all others
         are relevant throughout. None: leaves with at least two axes, so no biases and
@@ -132,7 +143,8 @@ def prunadag_w(
     References:
       Porcelli, Seraghiti, Toint (2026), Algorithm 2.1 and equation (15). D. P. Kingma,
       J. Ba, Adam, ICLR 2015. I. Loshchilov, F. Hutter, Decoupled weight decay
-      regularization, ICLR 2019.
+      regularization, ICLR 2019. N. Parikh, S. Boyd, Proximal algorithms, 2014,
+      section 6.5.2.
     """
     _validation.check_relevant(relevant)
     _validation.check_choice("scope", scope, ("global", "leaf"))
@@ -145,6 +157,7 @@ def prunadag_w(
     for name, value, most in (
         ("learning_rate", learning_rate, None),
         ("weight_decay", weight_decay, None),
+        ("l1", l1, None),
         ("decrease_schedule", decrease_schedule, 1),
     ):
         if not callable(value):
@@ -204,6 +217,7 @@ def prunadag_w(
                 lambda m, v: _adam(m, v, corrections, eps), first, second
             )
         eta, decay = value_at(learning_rate, count), value_at(weight_decay, count)
+        pull = eta * value_at(l1, count)
         shrink = jnp.clip(value_at(decrease_schedule, count), 0, 1)
 
         def step(x, inside, taken):
@@ -212,7 +226,8 @@ def prunadag_w(
                 more = decay * working(x) if jnp.ndim(x) > 1 else 0
                 return taken - eta * more
             x = working(x)
-            return jnp.where(inside, taken - eta * decay * x, -shrink * x)
+            taken = _soft(x, taken - eta * decay * x, pull)
+            return jnp.where(inside, taken, -shrink * x)
 
         steps = _map(step, whole, member, direction)
         after = optax.safe_increment(count)
@@ -357,6 +372,13 @@ def _average(member: list[Any], average: Any, values: Any, decay: Any) -> Any:
         return new if inside is None else jnp.where(inside, new, old)
 
     return _map(leaf, average, member, values)
+
+
+def _soft(x: jax.Array, step: jax.Array, pull: Any) -> jax.Array:
+    """The step to where x + step is, soft-thresholded; -x exactly where that is 0."""
+    z = x + step
+    # A NaN is not within the pull, and so stays.
+    return jnp.where(jnp.abs(z) <= pull, -x, step - pull * jnp.sign(z))
 
 
 def _squares(gradients: Any) -> Any:

@@ -468,6 +468,29 @@ def test_the_long_runs_have_claims_of_their_own():
     ]
 
 
+def test_what_the_l1_norm_does_for_gradual_pruning_is_a_line_of_its_own():
+    known = [
+        record("any_sparsity", one_shot=90.0),
+        record("targeted_sgd", target=0.9, one_shot=90.0),
+        record("gmp_sgd", target=0.9, one_shot=90.1),
+    ]
+    found = results.rows(MLP, known_of(*known))
+    plain = verdicts.verdicts(found, normalised=False)
+    assert [v.claim.holds for v in plain] == [True, True]
+    known += [record("gmp_sgd_l1", target=0.9, one_shot=91.5)]
+    found = results.rows(MLP, known_of(*known))
+    both = verdicts.verdicts(found, normalised=False)
+    assert both[:2] == plain
+    assert [v.criterion.endswith(f"{verdicts.WITH_L1}, one-shot") for v in both] == [
+        False, False, True, True,
+    ]  # fmt: skip
+    assert [v.claim.holds for v in both[2:]] == [False, False]
+    known += [record("targeted_sgd_l1", target=0.9, one_shot=91.3)]
+    found = results.rows(MLP, known_of(*known))
+    both = verdicts.verdicts(found, normalised=False)
+    assert [v.claim.holds for v in both] == [True, True, True, False]
+
+
 @pytest.mark.parametrize(("phase", "epochs"), [("test", 12), ("trial", 2)])
 def test_a_long_run_has_as_many_epochs_more(phase, epochs, monkeypatch):
     def fit(*args, epochs, **kwargs):
@@ -537,7 +560,7 @@ def test_the_overview_has_the_best_rivals_and_the_better_trial():
     lines = overview.main_lines(found, {"first": known}, {"first": MLP}).splitlines()
     assert lines[3:] == [
         "| best of Adam, AdamW, Adagrad, SGD | 80.0 | 79.0 | 75.0 | 75.0 | 75.0 |",
-        "| the same, `OFTEN_WHOLE` (Adam) | 71.0 | 71.0 | 71.0 | 71.0 | 71.0 |",
+        "| without it, `OFTEN_WHOLE` (Adam) | 71.0 | 71.0 | 71.0 | 71.0 | 71.0 |",
         "| best of the other methods, a training for each (gsm) |  | 66.0 |  |  |  |",
         "| best of the other methods, one training each (prox_sgd, ramda) "
         "| 61.0 | 61.0 | 65.0 | 65.0 | 65.0 |",

@@ -44,7 +44,7 @@ def sets(leaves, share, scope):
     return found
 
 
-def transcription(x, gradient, steps, *, eta, share, d, decay, b2, scope, evaluate):
+def transcription(x, gradient, steps, *, eta, share, d, decay, l1, b2, scope, evaluate):
     """The points that the loop holds, and the whole x after the last step."""
     b1, eps = 0.8, 1e-6
     x = [np.array(leaf, np.float64) for leaf in x]
@@ -64,8 +64,10 @@ def transcription(x, gradient, steps, *, eta, share, d, decay, b2, scope, evalua
                 direction = (m[i] / (1 - b1 ** (k + 1))) / (
                     np.sqrt(v[i] / (1 - b2 ** (k + 1))) + eps
                 )
-            taken = -eta(k) * (direction + decay * leaf * (leaf.ndim > 1))
-            moved.append(leaf + np.where(inside[i], taken, -d * leaf))
+            z = leaf - eta(k) * (direction + decay * leaf * (leaf.ndim > 1))
+            if leaf.ndim > 1:
+                z = np.sign(z) * np.maximum(np.abs(z) - eta(k) * l1, 0)
+            moved.append(np.where(inside[i], z, (1 - d) * leaf))
         x = held = moved
         if evaluate == "relevant":
             inside = sets(x, share(k + 1), scope)
@@ -76,8 +78,11 @@ def transcription(x, gradient, steps, *, eta, share, d, decay, b2, scope, evalua
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 @pytest.mark.parametrize("evaluate", ["params", "relevant"])
-@pytest.mark.parametrize(("decay", "b2"), [(0.1, 0.9), (0.1, None)])
-def test_equals_the_transcription(scope, evaluate, decay, b2):
+@pytest.mark.parametrize(
+    ("decay", "l1", "b2"),
+    [(0.1, 0.0, 0.9), (0.1, 0.0, None), (0, 0.3, 0.9), (0, 1, None)],
+)
+def test_equals_the_transcription(scope, evaluate, decay, l1, b2):
     steps, targets = 20, [np.sin(np.arange(20) + i) for i in range(3)]
     start = drawn(0)
     leaves, treedef = jax.tree.flatten(start)
@@ -96,14 +101,14 @@ def test_equals_the_transcription(scope, evaluate, decay, b2):
         return [1.0, 0.4, 0.2][k % 3]
 
     expected, whole = transcription(
-        leaves, gradient, steps, eta=eta, share=share, d=0.05, decay=decay, b2=b2,
-        scope=scope, evaluate=evaluate,
+        leaves, gradient, steps, eta=eta, share=share, d=0.05, decay=decay, l1=l1,
+        b2=b2, scope=scope, evaluate=evaluate,
     )  # fmt: skip
     with enable_x64():
         tx = prunadag_w(
             lambda k: 0.1 / jnp.sqrt(k + 1.0),
             lambda k: jnp.array([1.0, 0.4, 0.2])[k % 3],
-            b1=0.8, b2=b2, eps=1e-6, weight_decay=decay, evaluate=evaluate,
+            b1=0.8, b2=b2, eps=1e-6, weight_decay=decay, l1=l1, evaluate=evaluate,
             scope=scope, decrease_schedule=0.05,
         )  # fmt: skip
         params = jax.tree.map(jnp.asarray, start)
@@ -175,6 +180,27 @@ def test_a_step_respects_the_classes(seed, share, rate, shrink):
         assert (np.asarray(m)[outside] == 0).all()
         # Adam's first step is the rate, up to eps.
         assert (np.abs(s[r]) <= np.float32(rate) * 1.001).all()
+
+
+@pytest.mark.parametrize("b2", [0.999, None])
+def test_the_l1_norm_makes_exact_zeros_of_relevant_matrices_alone(b2):
+    params = {"bias": jnp.array([0.01]), "kernel": jnp.array([[0.01, -0.04, 3.0]])}
+    tx = prunadag_w(0.1, 1.0, b2=b2, l1=0.5, decrease_schedule=0.0)
+    updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(after["bias"], params["bias"])
+    np.testing.assert_array_equal(np.asarray(after["kernel"])[0, :2], 0.0)
+    np.testing.assert_allclose(after["kernel"][0, 2], 2.95)
+    tx = prunadag_w(0.1, 1, b2=b2, l1=0.5, decrease_schedule=0.0)
+    updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], [[0.0, 0.0, -0.05]], rtol=1e-5)
+
+
+def test_a_component_that_is_not_a_number_is_not_hidden_by_the_l1_norm():
+    params, g = jnp.array([1.0, 2.0]), jnp.array([jnp.nan, 0.0])
+    tx = prunadag_w(0.1, 1.0, b2=None, l1=0.5)
+    updates, _ = tx.update(g, tx.init(params), params)
+    assert np.isnan(np.asarray(updates)).tolist() == [True, False]
 
 
 def test_the_loop_holds_the_relevant_components_exactly():
@@ -273,9 +299,13 @@ def test_the_whole_network_has_all_turns_but_every_third_or_eighth(levels, every
 
 
 @pytest.mark.parametrize(
-    "make", [recipes.any_sparsity, lambda n, rate: recipes.targeted(n, 0.5, rate)]
+    ("make", "decay", "l1"),
+    [
+        (recipes.any_sparsity, 0.1, 0.1),
+        (lambda n, rate: recipes.targeted(n, 0.5, rate), 0.0, 0.0),
+    ],
 )
-def test_the_learning_rate_of_a_recipe_is_held_and_then_falls_to_zero(make):
+def test_rates_of_a_recipe_are_held_and_then_fall_to_zero(make, decay, l1):
     # All weights have the same gradient, so Adam's direction is 1 in every step.
     params = jnp.full((4,), 100.0)
     tx = make(20, 0.5)
@@ -287,12 +317,11 @@ def test_the_learning_rate_of_a_recipe_is_held_and_then_falls_to_zero(make):
         params = optax.apply_updates(params, updates)
         # The largest is always relevant; less what weight decay takes.
         moved.append(before - eval_params(state, params))
-    rates = [0.5] * 12 + [0.5 * (8 - k) / 8 for k in range(8)]
-    decay = 0.1 if make is recipes.any_sparsity else 0.0
+    parts = [1.0] * 12 + [(8 - k) / 8 for k in range(8)]
     x = 100.0
-    for rate, step in zip(rates, moved, strict=True):
-        expected = rate * (1 + decay * x)
-        np.testing.assert_allclose(np.min(step), expected, rtol=2e-3)
+    for part, step in zip(parts, moved, strict=True):
+        expected = 0.5 * part * (1 + decay * x + l1 * part)
+        np.testing.assert_allclose(np.min(step), expected, rtol=2e-4)
         x -= expected
 
 
@@ -331,6 +360,8 @@ def test_staircase_has_its_plateaus():
         (lambda: recipes.targeted(0, 0.5), "total_steps must be .* >= 1; got 0"),
         (lambda: recipes.targeted(10, 0.5, end=0.05), "end must be .*got 0.05"),
         (lambda: recipes.any_sparsity(10, -1.0), "learning_rate must be .*got -1.0"),
+        (lambda: recipes.any_sparsity(10, l1=-1.0), "l1 must be .*got -1.0"),
+        (lambda: prunadag_w(l1=-0.5), "l1 must be .*got -0.5"),
         (lambda: prunadag_w(relevant=0.0), "relevant must be .*got 0.0"),
         (lambda: prunadag_w(evaluate="pruned"), "evaluate must be .*'pruned'"),
         (lambda: prunadag_w(scope="layer"), "scope must be .*'layer'"),

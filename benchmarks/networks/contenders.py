@@ -23,7 +23,7 @@ from benchmarks.networks.plans import (
     cubic_sparsity,
     on_matrices,
 )
-from prunadag_optax import prunadag, recipes, schedules
+from prunadag_optax import prunadag, prunadag_w, recipes, schedules
 from prunadag_optax.methods import gradual_pruning
 from prunadag_optax.methods.lottery_ticket import matrices
 from prunadag_optax.schedules import stable_decay
@@ -46,6 +46,16 @@ def _adagrad(rate: Any, plan: Plan) -> optax.GradientTransformation:
 
 def _sgd(rate: Any, plan: Plan) -> optax.GradientTransformation:
     return optax.sgd(stable_decay(rate, plan.steps), momentum=0.9)
+
+
+# The l1 norm of `recipes.any_sparsity` with the steps of momentum SGD.
+L1 = 1e-3
+
+
+def _sgd_l1(rate: Any, plan: Plan) -> optax.GradientTransformation:
+    """Momentum SGD with proximal steps: prunadag_w, everything relevant."""
+    pull = stable_decay(L1, plan.steps)
+    return prunadag_w(stable_decay(rate, plan.steps), 1.0, b2=None, l1=pull)
 
 
 # Gradual magnitude pruning.
@@ -144,12 +154,15 @@ CONTENDERS: dict[str, Contender] = {
     ),
 }
 # One run for all sparsities, by whose turn it is: the shares, how often that is the
-# whole network, what trials are judged by, the version (mostly_whole was five of six).
-TURNS = {
-    "any_sparsity": (schedules.LEVELS, "one step in four", ("every",), 1),
-    "seldom_whole": (schedules.SELDOM_WHOLE, "one step in ten", ("every",), 1),
-    "often_whole": (schedules.OFTEN_WHOLE, "two steps in three", WHOLE, 1),
-    "mostly_whole": (schedules.MOSTLY_WHOLE, "seven steps in eight", WHOLE, 2),
+# whole network, what trials are judged by, further settings, the version (any_sparsity
+# was what is quarter_whole now, mostly_whole five of six).
+WITHOUT = {"l1": 0.0}
+TURNS: dict[str, tuple[Any, ...]] = {
+    "any_sparsity": (schedules.SELDOM_WHOLE, "one step in ten", ("every",), {}, 2),
+    "seldom_whole": (schedules.SELDOM_WHOLE, "one step in ten", ("every",), WITHOUT, 1),
+    "quarter_whole": (schedules.LEVELS, "one step in four", ("every",), WITHOUT, 1),
+    "often_whole": (schedules.OFTEN_WHOLE, "two steps in three", WHOLE, WITHOUT, 1),
+    "mostly_whole": (schedules.MOSTLY_WHOLE, "seven in eight", WHOLE, WITHOUT, 2),
 }
 for _suffix, _grid, _settings, _told in (
     ("", ADAM_RATES, {}, "Adam"),
@@ -166,21 +179,34 @@ for _suffix, _grid, _settings, _told in (
         read=_recipe_params,
         rounds=CLOSE,
     )
-    for _name, (_levels, _part, _choices, _version) in TURNS.items():
+    for _name, (_levels, _part, _choices, _more, _version) in TURNS.items():
         CONTENDERS[f"{_name}{_suffix}"] = Contender(
-            _any_sparsity(levels=_levels, **_settings),
+            _any_sparsity(levels=_levels, **_settings, **_more),
             _grid,
             RATE,
             f"the recipe `recipes.any_sparsity` with the steps of {_told}, one run "
-            f"for all sparsities; the whole network has {_part}",
+            f"for all sparsities, with{'out' * bool(_more)} the l1 norm; the whole "
+            f"network has {_part}",
             choices=_choices,
             read=_recipe_params,
             shares=_levels,
             version=_version,
         )
+# What the l1 norm does for others.
+CONTENDERS["gmp_sgd_l1"] = CONTENDERS["gmp_sgd"]._replace(
+    make=_gradual(_sgd_l1),
+    about="gradual magnitude pruning of SGD with momentum 0.9 and the l1 norm of "
+    "any_sparsity_sgd, a run for each target",
+    rounds=1,
+)
+CONTENDERS["targeted_sgd_l1"] = CONTENDERS["targeted_sgd"]._replace(
+    make=_targeted(b2=None, l1=L1),
+    about="targeted_sgd with the l1 norm of any_sparsity_sgd, a run for each target",
+    rounds=1,
+)
 # One run that takes as many steps as the trainings of gradual pruning that it stands
 # in for; its hyperparameter is tried in trials as short as everyone's.
-for _name in ("any_sparsity_sgd", "seldom_whole_sgd"):
+for _name in ("any_sparsity_sgd", "seldom_whole_sgd", "quarter_whole_sgd"):
     CONTENDERS[f"{_name}_4x"] = CONTENDERS[_name]._replace(
         about=f"{_name}, one run of four times the epochs: as many as gradual pruning "
         "has for its four targets",

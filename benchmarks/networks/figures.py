@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.networks.contenders import CONTENDERS
 from benchmarks.networks.results import FINE_TUNED, ONE_SHOT, RECALIBRATED, Row
-from benchmarks.networks.verdicts import DENSE_RIVALS, GRADUAL
+from benchmarks.networks.verdicts import DENSE_RIVALS, GRADUAL_L1
 
 # In inches; beside the panels there is room for the names of forty lines.
 SIZE = (15.0, 5.0)
@@ -22,10 +22,14 @@ RECIPES = {
     "often_whole_sgd": "limegreen",
     "mostly_whole": "navy",
     "mostly_whole_sgd": "royalblue",
+    "quarter_whole": "teal",
+    "quarter_whole_sgd": "turquoise",
     "any_sparsity_sgd_4x": "sienna",
     "seldom_whole_sgd_4x": "peru",
+    "quarter_whole_sgd_4x": "tan",
     "targeted": "deeppink",
     "targeted_sgd": "orchid",
+    "targeted_sgd_l1": "purple",
 }
 
 
@@ -67,7 +71,7 @@ def _line(ax: Any, row: Row, kind: str) -> None:
         return
     density = [1 - sparsity for sparsity in values]
     means = [np.mean(each) for each in values.values()]
-    known = row.contender in (*DENSE_RIVALS, *GRADUAL, *RECIPES)
+    known = row.contender in (*DENSE_RIVALS, *GRADUAL_L1, *RECIPES)
     family = bool(CONTENDERS[row.contender].targets)
     style: dict[str, Any] = {
         "linestyle": "--" if family else "-",

@@ -19,10 +19,20 @@ DENSE_RIVALS = ("adam", "adamw", "adagrad", "sgd")
 GRADUAL = ("gmp_adam", "gmp_sgd")
 # Both have two contenders, as their rival has: the better at a sparsity counts.
 TARGETED = ("targeted", "targeted_sgd")
+# The same where each may have the l1 norm.
+GRADUAL_L1 = (*GRADUAL, "gmp_sgd_l1")
+TARGETED_L1 = (*TARGETED, "targeted_sgd_l1")
 # One run for all sparsities; each is held to all of a claim.
-ANY = ("any_sparsity", "any_sparsity_sgd", "seldom_whole", "seldom_whole_sgd")
+ANY = (
+    "any_sparsity",
+    "any_sparsity_sgd",
+    "seldom_whole",
+    "seldom_whole_sgd",
+    "quarter_whole",
+    "quarter_whole_sgd",
+)
 # The same for as many steps as gradual pruning takes for all its targets together.
-LONG = ("any_sparsity_sgd_4x", "seldom_whole_sgd_4x")
+LONG = ("any_sparsity_sgd_4x", "seldom_whole_sgd_4x", "quarter_whole_sgd_4x")
 ONE_RUN = (
     "mostly_whole",
     "mostly_whole_sgd",
@@ -35,6 +45,7 @@ ABOVE = "one run above the everyday optimizers"
 TARGET = "a run for each sparsity near gradual pruning"
 NEAR = "one run near gradual pruning"
 LONG_NEAR = "one run near gradual pruning, as long as its four runs together"
+WITH_L1 = "with or without the l1 norm"
 
 
 class Verdict(NamedTuple):
@@ -68,6 +79,8 @@ def verdicts(rows: list[Row], normalised: bool) -> list[Verdict]:
             for name in (*ANY, *LONG)
             for v in near(rows, name, kind, margin)
         ),
+        *targeted(rows, with_l1=True),
+        *(v for name in ANY for v in near(rows, name, ONE_SHOT, 1.0, with_l1=True)),
     ]
 
 
@@ -113,16 +126,22 @@ def above(rows: list[Row], name: str, kind: str) -> list[Verdict]:
     return [Verdict(f"{ABOVE}, {kind}", name, claim) for claim in claims]
 
 
-def targeted(rows: list[Row]) -> list[Verdict]:
-    """A run for each sparsity against gradual pruning for the same."""
-    own = best(by_contender(rows, *TARGETED), ONE_SHOT)
-    line = best(by_contender(rows, *GRADUAL), ONE_SHOT)
+def targeted(rows: list[Row], with_l1: bool = False) -> list[Verdict]:
+    """A run for each sparsity against gradual pruning for the same.
+
+    Args:
+      rows: of the task.
+      with_l1: whether both may have the l1 norm; no verdict where that was not run.
+    """
+    names, rivals = (TARGETED_L1, GRADUAL_L1) if with_l1 else (TARGETED, GRADUAL)
+    own = best(by_contender(rows, *names), ONE_SHOT)
+    line = best(by_contender(rows, *rivals), ONE_SHOT)
     shared = [s for s in own if s in line]
-    if not shared:
+    if not shared or (with_l1 and not by_contender(rows, rivals[-1])):
         return []
     claim = Claim(
-        "the better of targeted, targeted_sgd, one-shot: within 0.3 point of the "
-        f"better gradual pruning at {_percent(shared)}",
+        f"the best of {', '.join(names)}, one-shot: within 0.3 point of the best "
+        f"gradual pruning{f', {WITH_L1},' * with_l1} at {_percent(shared)}",
         all(own[s][0] >= line[s][0] - 0.3 for s in shared),
         ", ".join(
             f"{_against(s, own[s][0], *line[s])} by {own[s][1]}"
@@ -130,15 +149,27 @@ def targeted(rows: list[Row]) -> list[Verdict]:
             for s in shared
         ),
     )
-    return [Verdict(f"{TARGET}, {ONE_SHOT}", "targeted", claim)]
+    return [Verdict(_criterion(TARGET, ONE_SHOT, with_l1), "targeted", claim)]
 
 
-def near(rows: list[Row], name: str, kind: str, margin: float) -> list[Verdict]:
+def near(
+    rows: list[Row], name: str, kind: str, margin: float, with_l1: bool = False
+) -> list[Verdict]:
     """One run against a run of gradual pruning for each sparsity.
 
     Gradual pruning counts as it was trained, or recalibrated where that is better.
+
+    Args:
+      rows: of the task.
+      name: of the contender with one run.
+      kind: of its values.
+      margin: percentage points that it may be behind.
+      with_l1: whether gradual pruning may have the l1 norm; no verdict where that was
+        not run.
     """
-    gradual = by_contender(rows, *GRADUAL)
+    gradual = by_contender(rows, *(GRADUAL_L1 if with_l1 else GRADUAL))
+    if with_l1 and not by_contender(gradual, GRADUAL_L1[-1]):
+        return []
     lines = [best(gradual, each) for each in (ONE_SHOT, RECALIBRATED)]
     line = {s: max(each[s] for each in lines if s in each) for s in lines[0]}
     own = best(by_contender(rows, name), kind)
@@ -146,13 +177,17 @@ def near(rows: list[Row], name: str, kind: str, margin: float) -> list[Verdict]:
     if not shared:
         return []
     claim = Claim(
-        f"{name}, {kind}: one run within {margin:g} point of the better gradual "
-        f"pruning at {_percent(shared)}",
+        f"{name}, {kind}: one run within {margin:g} point of the best gradual "
+        f"pruning{f', {WITH_L1},' * with_l1} at {_percent(shared)}",
         all(own[s][0] >= line[s][0] - margin for s in shared),
         ", ".join(_against(s, own[s][0], *line[s]) for s in shared),
     )
     criterion = LONG_NEAR if name in LONG else NEAR
-    return [Verdict(f"{criterion}, {kind}", name, claim)]
+    return [Verdict(_criterion(criterion, kind, with_l1), name, claim)]
+
+
+def _criterion(name: str, kind: str, with_l1: bool) -> str:
+    return f"{name}{f' {WITH_L1}' * with_l1}, {kind}"
 
 
 def _difference(rows: list[Row], own: str, other: str, sparsity: float) -> str:
