@@ -117,7 +117,7 @@ def _recipe_params(state: Any, params: Any, rate: Any) -> Any:
 
 
 # Rounds of those that are held to 0.3 points of one another.
-CLOSE = 3
+CLOSE = 2
 ADAM_RATES = (3e-3, 1e-3, 1e-2, 3e-2)
 SGD_RATES = (0.05, 0.02, 0.15, 0.5)
 
@@ -192,6 +192,11 @@ for _suffix, _grid, _settings, _told in (
             shares=_levels,
             version=_version,
         )
+CONTENDERS["any_sparsity_sgd_strong"] = CONTENDERS["any_sparsity_sgd"]._replace(
+    make=_any_sparsity(b2=None, l1=3 * L1),
+    about="any_sparsity_sgd with three times the l1 norm",
+    version=1,
+)
 # What the l1 norm does for others.
 CONTENDERS["gmp_sgd_l1"] = CONTENDERS["gmp_sgd"]._replace(
     make=_gradual(_sgd_l1),

@@ -16,6 +16,7 @@ TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 RECIPES = {
     "any_sparsity": "black",
     "any_sparsity_sgd": "dimgray",
+    "any_sparsity_sgd_strong": "gray",
     "seldom_whole": "darkred",
     "seldom_whole_sgd": "indianred",
     "often_whole": "darkgreen",

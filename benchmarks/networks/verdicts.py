@@ -26,6 +26,7 @@ TARGETED_L1 = (*TARGETED, "targeted_sgd_l1")
 ANY = (
     "any_sparsity",
     "any_sparsity_sgd",
+    "any_sparsity_sgd_strong",
     "seldom_whole",
     "seldom_whole_sgd",
     "quarter_whole",

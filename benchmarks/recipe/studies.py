@@ -116,6 +116,11 @@ def trapezoid(plan: Plan) -> optax.Schedule:
 EARLIER: dict[str, Any] = {"levels": schedules.LEVELS, "l1": 0.0}
 
 
+def as_offered(**settings: Any) -> Callable[[Plan], optax.GradientTransformation]:
+    """The recipe for any sparsity, as it is but for the settings."""
+    return lambda plan: recipes.any_sparsity(plan.total_steps, **settings)
+
+
 def any_trapezoid(**settings: Any) -> Callable[[Plan], optax.GradientTransformation]:
     """The recipe for any sparsity with that learning rate."""
     return lambda plan: recipes.any_sparsity(
@@ -370,7 +375,7 @@ STUDIES: dict[str, Study] = {
         "network buy accuracy there and cost it elsewhere.",
         EVERYWHERE,
         {
-            "as it is, 2 of 8 turns whole": any_sparsity(),
+            "2 of 8 turns whole, LEVELS": any_sparsity(),
             "1 of 8 turns whole": any_sparsity(levels=ONE),
             "3 of 10 turns whole": any_sparsity(levels=THREE),
             "equal turns": any_sparsity(levels=EVEN),
@@ -392,6 +397,26 @@ STUDIES: dict[str, Study] = {
             "end 0.85": any_sparsity(end=0.85),
             "end 0.7, weight decay 0": any_sparsity(end=0.7, weight_decay=0.0),
             "leaf scope": any_sparsity(scope="leaf"),
+        },
+    ),
+    "l1": Study(
+        "The l1 norm in any_sparsity",
+        "The larger networks lean on many small weights, which the smaller have to do "
+        "without. A pull towards zero on what is relevant makes a weight earn its "
+        "place: the networks come nearer to one another, and one step serves several. "
+        "Without turns the pull alone does not train the smallest.",
+        EVERYWHERE,
+        {
+            "any_sparsity": as_offered(),
+            "without the l1 norm": as_offered(l1=0.0),
+            "l1 0.03": as_offered(l1=0.03),
+            "l1 0.3": as_offered(l1=0.3),
+            "l1 constant to the end": as_offered(l1=lambda count: 0.1),
+            "no turns, everything relevant": as_offered(levels=(1.0,)),
+            "LEVELS": as_offered(levels=schedules.LEVELS),
+            "OFTEN_WHOLE": as_offered(levels=schedules.OFTEN_WHOLE),
+            "MOSTLY_WHOLE": as_offered(levels=schedules.MOSTLY_WHOLE),
+            "weight decay 0": as_offered(weight_decay=0.0),
         },
     ),
 }
