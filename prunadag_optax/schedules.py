@@ -14,9 +14,10 @@ from prunadag_optax import _validation
 
 # Part of the training in which `stable_decay` does not fall.
 STABLE = 0.6
+# Turns of `recipes.any_sparsity`.
 # Every fourth step trains the whole network; of the others, the smaller the more often.
 LEVELS = (1.0, 0.01, 0.05, 0.02, 1.0, 0.1, 0.02, 0.01)
-# Every tenth step does: for those who will prune, to 90, 95 or 98%.
+# Every tenth step does, the default: for those who will prune, to 90, 95 or 98%.
 SELDOM_WHOLE = (1.0, 0.1, 0.05, 0.02, 0.1, 0.05, 0.02, 0.01, 0.1, 0.05)
 # Two steps in three train the whole network, so that it loses little.
 OFTEN_WHOLE = tuple(

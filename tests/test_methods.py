@@ -120,10 +120,10 @@ def shrunk_adam(learning_rate, b1, b2, eps, relevant, decrease_schedule):
     )  # fmt: skip
 
 
-def adam_at_the_relevant(learning_rate, b1, b2, eps, relevant, weight_decay):
+def adam_at_the_relevant(learning_rate, b1, b2, eps, relevant, weight_decay, l1):
     return prunadag_w(
         learning_rate, relevant, b1=b1, b2=b2, eps=eps, where=everywhere,
-        weight_decay=weight_decay, evaluate="relevant",
+        weight_decay=weight_decay, l1=l1, evaluate="relevant",
     )  # fmt: skip
 
 
@@ -203,7 +203,7 @@ METHODS = {
     ),
     "prunadag_w, at the relevant": Method(
         adam_at_the_relevant,
-        ADAM | {"relevant": 0.75, "weight_decay": 0.25},
+        ADAM | {"relevant": 0.75, "weight_decay": 0.25, "l1": 0.125},
         ScaleByPrunadagWState,
     ),
 }

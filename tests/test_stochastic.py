@@ -303,6 +303,7 @@ def test_the_whole_network_has_all_turns_but_every_third_or_eighth(levels, every
     [
         (recipes.any_sparsity, 0.1, 0.1),
         (lambda n, rate: recipes.targeted(n, 0.5, rate), 0.0, 0.0),
+        (lambda n, rate: recipes.targeted(n, 0.5, rate, l1=0.2), 0.0, 0.2),
     ],
 )
 def test_rates_of_a_recipe_are_held_and_then_fall_to_zero(make, decay, l1):
