@@ -81,7 +81,8 @@ def prunadag_w(
       x_{i,k+1} = \mathrm{sign}(z_i) \max(|z_i| - \eta_k \mu_k, 0), \quad
       z_i = x_{i,k} + s_{i,k}, \quad i \in R_k,
 
-    so that a weight that the loss does not ask for falls in the ranking.
+    so that a weight that the loss does not ask for falls in the ranking. Where fewer
+    than T are left, the zeros, which tie, are all relevant and can come back.
     `recipes.targeted` and `recipes.any_sparsity` give it the schedules that suit a
     training of known length.
 

@@ -196,6 +196,15 @@ def test_the_l1_norm_makes_exact_zeros_of_relevant_matrices_alone(b2):
     np.testing.assert_allclose(updates["kernel"], [[0.0, 0.0, -0.05]], rtol=1e-5)
 
 
+def test_zeros_of_the_l1_norm_come_back_where_the_loss_asks_for_them():
+    params = jnp.array([0.0, 0.0, 0.0, 5.0])
+    tx = prunadag_w(0.1, 2, b2=None, l1=0.5, evaluate="relevant")
+    g = jnp.array([-3.0, 0.3, -0.3, 0.0])
+    updates, state = tx.update(g, tx.init(params), params)
+    whole = eval_params(state, params + updates)
+    np.testing.assert_allclose(whole, [0.25, 0.0, 0.0, 4.95], rtol=1e-6)
+
+
 def test_a_component_that_is_not_a_number_is_not_hidden_by_the_l1_norm():
     params, g = jnp.array([1.0, 2.0]), jnp.array([jnp.nan, 0.0])
     tx = prunadag_w(0.1, 1.0, b2=None, l1=0.5)
