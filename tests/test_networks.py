@@ -481,10 +481,10 @@ def test_what_the_l1_norm_does_for_gradual_pruning_is_a_line_of_its_own():
     found = results.rows(MLP, known_of(*known))
     both = verdicts.verdicts(found, normalised=False)
     assert both[:2] == plain
-    assert [v.criterion.endswith(f"{verdicts.WITH_L1}, one-shot") for v in both] == [
-        False, False, True, True,
-    ]  # fmt: skip
-    assert [v.claim.holds for v in both[2:]] == [False, False]
+    # Without a run of targeted_sgd_l1 there is nothing to compare there.
+    assert [(v.criterion, v.contender, v.claim.holds) for v in both[2:]] == [
+        (f"{verdicts.NEAR} {verdicts.WITH_L1}, one-shot", "any_sparsity", False)
+    ]
     known += [record("targeted_sgd_l1", target=0.9, one_shot=91.3)]
     found = results.rows(MLP, known_of(*known))
     both = verdicts.verdicts(found, normalised=False)

@@ -138,7 +138,10 @@ def targeted(rows: list[Row], with_l1: bool = False) -> list[Verdict]:
     own = best(by_contender(rows, *names), ONE_SHOT)
     line = best(by_contender(rows, *rivals), ONE_SHOT)
     shared = [s for s in own if s in line]
-    if not shared or (with_l1 and not by_contender(rows, rivals[-1])):
+    if not shared or (
+        with_l1
+        and not (by_contender(rows, names[-1]) and by_contender(rows, rivals[-1]))
+    ):
         return []
     claim = Claim(
         f"the best of {', '.join(names)}, one-shot: within 0.3 point of the best "
