@@ -1,9 +1,17 @@
 """Test configuration: devices, strict ranks, no plots, how hard XLA optimises."""
 
+import importlib.metadata
 import os
 
-# Before jax starts: the sharding tests need several devices.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Before jax starts: the sharding tests need several devices. On a busy machine their
+# threads may take long to meet, and XLA would end the process after 40 seconds; jax 0.6
+# does not know the flag, and would end at once.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8"
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    * (not importlib.metadata.version("jaxlib").startswith("0.6.")),
+)
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
