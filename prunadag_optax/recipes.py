@@ -25,6 +25,8 @@ from prunadag_optax.stochastic import eval_params, prunadag_w
 
 # Parts of the training: before it the network is whole, after it the share is final.
 BEGIN, END = 0.1, 0.7
+# Strength of the l1 norm of `any_sparsity`, with the steps of Adam and of SGD.
+ADAM_L1, SGD_L1 = 0.1, 1e-3
 
 
 def targeted(
@@ -169,7 +171,7 @@ def any_sparsity(
     if weight_decay is None:
         weight_decay = 1e-3 if sgd else 0.1
     if l1 is None:
-        l1 = 1e-3 if sgd else 0.1
+        l1 = SGD_L1 if sgd else ADAM_L1
     return prunadag_w(
         _falling("learning_rate", learning_rate, total_steps),
         schedules.cyclic_relevant(levels, least=least),

@@ -48,13 +48,9 @@ def _sgd(rate: Any, plan: Plan) -> optax.GradientTransformation:
     return optax.sgd(stable_decay(rate, plan.steps), momentum=0.9)
 
 
-# The l1 norm of `recipes.any_sparsity` with the steps of momentum SGD.
-L1 = 1e-3
-
-
 def _sgd_l1(rate: Any, plan: Plan) -> optax.GradientTransformation:
     """Momentum SGD with proximal steps: prunadag_w, everything relevant."""
-    pull = stable_decay(L1, plan.steps)
+    pull = stable_decay(recipes.SGD_L1, plan.steps)
     return prunadag_w(stable_decay(rate, plan.steps), 1.0, b2=None, l1=pull)
 
 
@@ -162,7 +158,7 @@ TURNS: dict[str, tuple[Any, ...]] = {
     "seldom_whole": (schedules.SELDOM_WHOLE, "one step in ten", ("every",), WITHOUT, 1),
     "quarter_whole": (schedules.LEVELS, "one step in four", ("every",), WITHOUT, 1),
     "often_whole": (schedules.OFTEN_WHOLE, "two steps in three", WHOLE, WITHOUT, 1),
-    "mostly_whole": (schedules.MOSTLY_WHOLE, "seven in eight", WHOLE, WITHOUT, 2),
+    "mostly_whole": (schedules.MOSTLY_WHOLE, "seven steps in eight", WHOLE, WITHOUT, 2),
 }
 for _suffix, _grid, _settings, _told in (
     ("", ADAM_RATES, {}, "Adam"),
@@ -185,15 +181,15 @@ for _suffix, _grid, _settings, _told in (
             _grid,
             RATE,
             f"the recipe `recipes.any_sparsity` with the steps of {_told}, one run "
-            f"for all sparsities, with{'out' * bool(_more)} the l1 norm; the whole "
-            f"network has {_part}",
+            f"for all sparsities, {'without' if _more else 'with'} the l1 norm; "
+            f"the whole network has {_part}",
             choices=_choices,
             read=_recipe_params,
             shares=_levels,
             version=_version,
         )
 CONTENDERS["any_sparsity_sgd_strong"] = CONTENDERS["any_sparsity_sgd"]._replace(
-    make=_any_sparsity(b2=None, l1=3 * L1),
+    make=_any_sparsity(b2=None, l1=3 * recipes.SGD_L1),
     about="any_sparsity_sgd with three times the l1 norm",
     version=1,
 )
@@ -205,7 +201,7 @@ CONTENDERS["gmp_sgd_l1"] = CONTENDERS["gmp_sgd"]._replace(
     rounds=1,
 )
 CONTENDERS["targeted_sgd_l1"] = CONTENDERS["targeted_sgd"]._replace(
-    make=_targeted(b2=None, l1=L1),
+    make=_targeted(b2=None, l1=recipes.SGD_L1),
     about="targeted_sgd with the l1 norm of any_sparsity_sgd, a run for each target",
     rounds=1,
 )

@@ -122,10 +122,8 @@ def as_offered(**settings: Any) -> Callable[[Plan], optax.GradientTransformation
 
 
 def any_trapezoid(**settings: Any) -> Callable[[Plan], optax.GradientTransformation]:
-    """The recipe for any sparsity with that learning rate."""
-    return lambda plan: recipes.any_sparsity(
-        plan.total_steps, trapezoid(plan), **EARLIER | settings
-    )
+    """The same, as it was; its learning rate is `trapezoid`."""
+    return as_offered(**EARLIER | settings)
 
 
 def any_sparsity(
