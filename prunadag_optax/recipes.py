@@ -2,7 +2,7 @@ r"""prunAdag with the settings to begin with, for a training of known length.
 
 Three ways to a network that can be pruned:
 
-* `targeted`: one sparsity, known before training. No weight is set to zero on the way.
+* `targeted`: one sparsity, known before training, without a mask on the way.
 * `any_sparsity`: one training, one network, to be pruned to any sparsity afterwards.
 * `family`: one training that passes through several sparsities and hands over a network
   at each.
@@ -13,7 +13,7 @@ which `learning_rate` has to be in the scale of SGD's. The figures behind the se
 are in benchmarks/results/recipe.md and networks.md.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -25,7 +25,7 @@ from prunadag_optax.stochastic import eval_params, prunadag_w
 
 # Parts of the training: before it the network is whole, after it the share is final.
 BEGIN, END = 0.1, 0.7
-# Strength of the l1 norm of `any_sparsity`, with the steps of Adam and of SGD.
+# Strength of the l1 norm, with the steps of Adam and of SGD.
 ADAM_L1, SGD_L1 = 0.1, 1e-3
 
 
@@ -36,7 +36,7 @@ def targeted(
     *,
     begin: float = BEGIN,
     end: float = END,
-    l1: optax.ScalarOrSchedule = 0.0,
+    l1: optax.ScalarOrSchedule | None = None,
     **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
     r"""For one sparsity that is known before training.
@@ -45,7 +45,9 @@ def targeted(
 
     with u from 0 to 1 between the parts `begin` and `end` of the training. What is no
     longer relevant shrinks by half in a step, so that at the end
-    `masks.prune(params, sparsity)` takes away what is zero but for rounding.
+    `masks.prune(params, sparsity)` takes away what is zero but for rounding. The l1
+    norm takes relevant weights that the loss does not ask for to zero before the share
+    does, and makes room for others.
 
     Args:
       total_steps: length of the training, in steps.
@@ -55,7 +57,9 @@ def targeted(
       begin: part of the training with the whole network, in [0, 1).
       end: part of the training after which T is final, in (begin, 1].
       l1: mu of `prunadag_w` in the first 60% of the training; from there it falls to
-        zero linearly, as the learning rate does. Or a schedule, taken as it is.
+        zero linearly, as the learning rate does. Or a schedule, taken as it is. None:
+        0.1, or with `b2=None`, where learning rates are a hundred times as large,
+        0.001.
       **settings: further arguments of `prunadag_w`.
 
     Returns:
@@ -86,7 +90,7 @@ def targeted(
     return prunadag_w(
         _falling("learning_rate", learning_rate, total_steps),
         relevant,
-        l1=_falling("l1", l1, total_steps),
+        l1=_pull(l1, total_steps, settings),
         **settings,
     )
 
@@ -167,16 +171,13 @@ def any_sparsity(
         min(levels, default=1.0), begin=begin * total_steps, end=end * total_steps
     )
     settings = {"decrease_schedule": 0.0, "evaluate": "relevant"} | settings
-    sgd = settings.get("b2", 0.999) is None
     if weight_decay is None:
-        weight_decay = 1e-3 if sgd else 0.1
-    if l1 is None:
-        l1 = SGD_L1 if sgd else ADAM_L1
+        weight_decay = 1e-3 if _is_sgd(settings) else 0.1
     return prunadag_w(
         _falling("learning_rate", learning_rate, total_steps),
         schedules.cyclic_relevant(levels, least=least),
         weight_decay=weight_decay,
-        l1=_falling("l1", l1, total_steps),
+        l1=_pull(l1, total_steps, settings),
         **settings,
     )
 
@@ -316,6 +317,20 @@ def _falling(
         return value
     _validation.check_scalar(name, value, least=0)
     return schedules.stable_decay(value, total_steps)
+
+
+def _is_sgd(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings of `prunadag_w` ask for the steps of SGD."""
+    return settings.get("b2", 0.999) is None
+
+
+def _pull(
+    l1: optax.ScalarOrSchedule | None, total_steps: int, settings: Mapping[str, Any]
+) -> optax.Schedule:
+    """The strength of the l1 norm; None is the default of the steps."""
+    if l1 is None:
+        l1 = SGD_L1 if _is_sgd(settings) else ADAM_L1
+    return _falling("l1", l1, total_steps)
 
 
 def _check_length(total_steps: int, begin: float, end: float) -> None:

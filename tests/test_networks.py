@@ -481,14 +481,21 @@ def test_what_the_l1_norm_does_for_gradual_pruning_is_a_line_of_its_own():
     found = results.rows(MLP, known_of(*known))
     both = verdicts.verdicts(found, normalised=False)
     assert both[:2] == plain
-    # Without a run of targeted_sgd_l1 there is nothing to compare there.
+    # Without a run of targeted_l1 there is nothing to compare there.
     assert [(v.criterion, v.contender, v.claim.holds) for v in both[2:]] == [
         (f"{verdicts.NEAR} {verdicts.WITH_L1}, one-shot", "any_sparsity", False)
     ]
-    known += [record("targeted_sgd_l1", target=0.9, one_shot=91.3)]
+    known[1] = record("targeted_sgd", target=0.9, one_shot=89.7)
+    known += [record("targeted_l1", target=0.9, one_shot=91.3)]
     found = results.rows(MLP, known_of(*known))
     both = verdicts.verdicts(found, normalised=False)
-    assert [v.claim.holds for v in both] == [True, True, True, False]
+    assert [(v.criterion, v.contender, v.claim.holds) for v in both] == [
+        (f"{verdicts.TARGET}, one-shot", "targeted", True),
+        (f"{verdicts.NEAR}, one-shot", "any_sparsity", True),
+        (f"{verdicts.TARGET} {verdicts.WITH_L1}, one-shot", "targeted", True),
+        (f"{verdicts.TARGET} {verdicts.WITHOUT_L1}, one-shot", "targeted", False),
+        (f"{verdicts.NEAR} {verdicts.WITH_L1}, one-shot", "any_sparsity", False),
+    ]
 
 
 @pytest.mark.parametrize(("phase", "epochs"), [("test", 12), ("trial", 2)])

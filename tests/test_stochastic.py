@@ -1,5 +1,6 @@
 """`prunadag_w`, its schedules and its recipes, beside a plain NumPy transcription."""
 
+import functools
 import itertools
 import math
 import re
@@ -307,11 +308,29 @@ def test_the_whole_network_has_all_turns_but_every_third_or_eighth(levels, every
     np.testing.assert_array_equal(np.diff(np.flatnonzero(shares < 1)), every)
 
 
+@pytest.mark.parametrize(("b2", "l1"), [(0.999, 0.1), (None, 0.001)])
+@pytest.mark.parametrize(
+    "make", [recipes.any_sparsity, functools.partial(recipes.targeted, sparsity=0.5)]
+)
+def test_the_strength_of_the_l1_norm_is_that_of_the_steps(make, b2, l1):
+    def end(**settings):
+        tx = make(total_steps=10, learning_rate=0.1, b2=b2, **settings)
+        x = jnp.linspace(-1.0, 2.0, 20)
+        state, update = tx.init(x), jax.jit(tx.update)
+        for _ in range(10):
+            updates, state = update(jnp.sin(x), state, x)
+            x = optax.apply_updates(x, updates)
+        return np.asarray(eval_params(state, x))
+
+    np.testing.assert_array_equal(end(), end(l1=l1))
+    assert np.abs(end() - end(l1=0.0)).max() > 1e-4
+
+
 @pytest.mark.parametrize(
     ("make", "decay", "l1"),
     [
         (recipes.any_sparsity, 0.1, 0.1),
-        (lambda n, rate: recipes.targeted(n, 0.5, rate), 0.0, 0.0),
+        (lambda n, rate: recipes.targeted(n, 0.5, rate), 0.0, 0.1),
         (lambda n, rate: recipes.targeted(n, 0.5, rate, l1=0.2), 0.0, 0.2),
     ],
 )

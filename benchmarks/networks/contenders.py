@@ -48,10 +48,14 @@ def _sgd(rate: Any, plan: Plan) -> optax.GradientTransformation:
     return optax.sgd(stable_decay(rate, plan.steps), momentum=0.9)
 
 
-def _sgd_l1(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    """Momentum SGD with proximal steps: prunadag_w, everything relevant."""
-    pull = stable_decay(recipes.SGD_L1, plan.steps)
-    return prunadag_w(stable_decay(rate, plan.steps), 1.0, b2=None, l1=pull)
+def _proximal(l1: float, **settings: Any) -> Callable[[Any, Plan], Any]:
+    """Adam or momentum SGD with proximal steps: prunadag_w, everything relevant."""
+
+    def make(rate, plan):
+        pull = stable_decay(l1, plan.steps)
+        return prunadag_w(stable_decay(rate, plan.steps), 1.0, l1=pull, **settings)
+
+    return make
 
 
 # Gradual magnitude pruning.
@@ -164,17 +168,18 @@ for _suffix, _grid, _settings, _told in (
     ("", ADAM_RATES, {}, "Adam"),
     ("_sgd", SGD_RATES, {"b2": None}, "momentum SGD"),
 ):
-    CONTENDERS[f"targeted{_suffix}"] = Contender(
-        _targeted(**_settings),
-        _grid,
-        RATE,
-        f"the recipe `recipes.targeted` with the steps of {_told}, a run for each "
-        "target, no mask",
-        TARGETS,
-        AT_TARGET,
-        read=_recipe_params,
-        rounds=CLOSE,
-    )
+    for _l1, _more in (("", WITHOUT), ("_l1", {})):
+        CONTENDERS[f"targeted{_suffix}{_l1}"] = Contender(
+            _targeted(**_settings, **_more),
+            _grid,
+            RATE,
+            f"the recipe `recipes.targeted` with the steps of {_told}, "
+            f"{'without the l1 norm, ' * bool(_more)}a run for each target, no mask",
+            TARGETS,
+            AT_TARGET,
+            read=_recipe_params,
+            rounds=CLOSE,
+        )
     for _name, (_levels, _part, _choices, _more, _version) in TURNS.items():
         CONTENDERS[f"{_name}{_suffix}"] = Contender(
             _any_sparsity(levels=_levels, **_settings, **_more),
@@ -193,18 +198,15 @@ CONTENDERS["any_sparsity_sgd_strong"] = CONTENDERS["any_sparsity_sgd"]._replace(
     about="any_sparsity_sgd with three times the l1 norm",
     version=1,
 )
-# What the l1 norm does for others.
-CONTENDERS["gmp_sgd_l1"] = CONTENDERS["gmp_sgd"]._replace(
-    make=_gradual(_sgd_l1),
-    about="gradual magnitude pruning of SGD with momentum 0.9 and the l1 norm of "
-    "any_sparsity_sgd, a run for each target",
-    rounds=1,
-)
-CONTENDERS["targeted_sgd_l1"] = CONTENDERS["targeted_sgd"]._replace(
-    make=_targeted(b2=None, l1=recipes.SGD_L1),
-    about="targeted_sgd with the l1 norm of any_sparsity_sgd, a run for each target",
-    rounds=1,
-)
+# What the l1 norm does for gradual pruning, as strong as in the recipes.
+for _name, _make in (
+    ("gmp_adam", _proximal(recipes.ADAM_L1)),
+    ("gmp_sgd", _proximal(recipes.SGD_L1, b2=None)),
+):
+    CONTENDERS[f"{_name}_l1"] = CONTENDERS[_name]._replace(
+        make=_gradual(_make),
+        about=f"{CONTENDERS[_name].about}, with the l1 norm of the recipes",
+    )
 # One run that takes as many steps as the trainings of gradual pruning that it stands
 # in for; its hyperparameter is tried in trials as short as everyone's.
 for _name in ("any_sparsity_sgd", "seldom_whole_sgd", "quarter_whole_sgd"):

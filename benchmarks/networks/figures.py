@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.networks.contenders import CONTENDERS
 from benchmarks.networks.results import FINE_TUNED, ONE_SHOT, RECALIBRATED, Row
-from benchmarks.networks.verdicts import DENSE_RIVALS, GRADUAL_L1
+from benchmarks.networks.verdicts import DENSE_RIVALS, GRADUAL, GRADUAL_L1
 
 # In inches; beside the panels there is room for the names of forty lines.
 SIZE = (15.0, 5.0)
@@ -30,6 +30,7 @@ RECIPES = {
     "quarter_whole_sgd_4x": "tan",
     "targeted": "deeppink",
     "targeted_sgd": "orchid",
+    "targeted_l1": "mediumvioletred",
     "targeted_sgd_l1": "purple",
 }
 
@@ -72,7 +73,7 @@ def _line(ax: Any, row: Row, kind: str) -> None:
         return
     density = [1 - sparsity for sparsity in values]
     means = [np.mean(each) for each in values.values()]
-    known = row.contender in (*DENSE_RIVALS, *GRADUAL_L1, *RECIPES)
+    known = row.contender in (*DENSE_RIVALS, *GRADUAL, *GRADUAL_L1, *RECIPES)
     family = bool(CONTENDERS[row.contender].targets)
     style: dict[str, Any] = {
         "linestyle": "--" if family else "-",

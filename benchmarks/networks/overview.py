@@ -142,9 +142,9 @@ def main_lines(
 
         add("best of Adam, AdamW, Adagrad, SGD", DENSE_RIVALS)
         add("gradual magnitude pruning, a training for each", GRADUAL)
-        add("the same with the l1 norm", GRADUAL_L1[-1:])
-        add("`targeted`, a training for each", TARGETED)
-        add("the same with the l1 norm", TARGETED_L1[-1:])
+        add("the same with the l1 norm", GRADUAL_L1)
+        add("`targeted`, a training for each", TARGETED_L1)
+        add("the same without the l1 norm", TARGETED)
         for name, contenders in OVERVIEW.items():
             chosen = preferred(contenders, settings, known[task])
             steps = "SGD" if "_sgd" in chosen else "Adam"

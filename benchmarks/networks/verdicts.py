@@ -17,11 +17,11 @@ from benchmarks.systems.records import Claim
 
 DENSE_RIVALS = ("adam", "adamw", "adagrad", "sgd")
 GRADUAL = ("gmp_adam", "gmp_sgd")
-# Both have two contenders, as their rival has: the better at a sparsity counts.
+# Without the l1 norm, of Adam and of SGD: the better at a sparsity counts.
 TARGETED = ("targeted", "targeted_sgd")
-# The same where each may have the l1 norm.
-GRADUAL_L1 = (*GRADUAL, "gmp_sgd_l1")
-TARGETED_L1 = (*TARGETED, "targeted_sgd_l1")
+# What the norm adds.
+GRADUAL_L1 = ("gmp_adam_l1", "gmp_sgd_l1")
+TARGETED_L1 = ("targeted_l1", "targeted_sgd_l1")
 # One run for all sparsities; each is held to all of a claim.
 ANY = (
     "any_sparsity",
@@ -46,7 +46,7 @@ ABOVE = "one run above the everyday optimizers"
 TARGET = "a run for each sparsity near gradual pruning"
 NEAR = "one run near gradual pruning"
 LONG_NEAR = "one run near gradual pruning, as long as its four runs together"
-WITH_L1 = "with or without the l1 norm"
+WITH_L1, WITHOUT_L1 = "with or without the l1 norm", "without the l1 norm"
 
 
 class Verdict(NamedTuple):
@@ -80,7 +80,8 @@ def verdicts(rows: list[Row], normalised: bool) -> list[Verdict]:
             for name in (*ANY, *LONG)
             for v in near(rows, name, kind, margin)
         ),
-        *targeted(rows, with_l1=True),
+        *targeted(rows, rival_l1=True),
+        *targeted(rows, own_l1=False),
         *(v for name in ANY for v in near(rows, name, ONE_SHOT, 1.0, with_l1=True)),
     ]
 
@@ -127,25 +128,31 @@ def above(rows: list[Row], name: str, kind: str) -> list[Verdict]:
     return [Verdict(f"{ABOVE}, {kind}", name, claim) for claim in claims]
 
 
-def targeted(rows: list[Row], with_l1: bool = False) -> list[Verdict]:
+def targeted(
+    rows: list[Row], own_l1: bool = True, rival_l1: bool = False
+) -> list[Verdict]:
     """A run for each sparsity against gradual pruning for the same.
 
     Args:
       rows: of the task.
-      with_l1: whether both may have the l1 norm; no verdict where that was not run.
+      own_l1: whether `targeted` may have the l1 norm, as it is offered; no verdict
+        of it without where that was not run.
+      rival_l1: the same for gradual pruning; no verdict where one of them was not run
+        with it.
     """
-    names, rivals = (TARGETED_L1, GRADUAL_L1) if with_l1 else (TARGETED, GRADUAL)
-    own = best(by_contender(rows, *names), ONE_SHOT)
-    line = best(by_contender(rows, *rivals), ONE_SHOT)
-    shared = [s for s in own if s in line]
-    if not shared or (
-        with_l1
-        and not (by_contender(rows, names[-1]) and by_contender(rows, rivals[-1]))
-    ):
+    with_norm = [by_contender(rows, *names) for names in (TARGETED_L1, GRADUAL_L1)]
+    if (rival_l1 and not all(with_norm)) or not (own_l1 or with_norm[0]):
         return []
+    names = TARGETED + TARGETED_L1 * own_l1
+    own = best(by_contender(rows, *names), ONE_SHOT)
+    line = best(by_contender(rows, *GRADUAL, *GRADUAL_L1 * rival_l1), ONE_SHOT)
+    shared = [s for s in own if s in line]
+    if not shared:
+        return []
+    norm = WITH_L1 * rival_l1 + WITHOUT_L1 * (not own_l1)
     claim = Claim(
         f"the best of {', '.join(names)}, one-shot: within 0.3 point of the best "
-        f"gradual pruning{f', {WITH_L1},' * with_l1} at {_percent(shared)}",
+        f"gradual pruning{f', {WITH_L1},' * rival_l1} at {_percent(shared)}",
         all(own[s][0] >= line[s][0] - 0.3 for s in shared),
         ", ".join(
             f"{_against(s, own[s][0], *line[s])} by {own[s][1]}"
@@ -153,7 +160,7 @@ def targeted(rows: list[Row], with_l1: bool = False) -> list[Verdict]:
             for s in shared
         ),
     )
-    return [Verdict(_criterion(TARGET, ONE_SHOT, with_l1), "targeted", claim)]
+    return [Verdict(_criterion(TARGET, ONE_SHOT, norm), "targeted", claim)]
 
 
 def near(
@@ -171,8 +178,8 @@ def near(
       with_l1: whether gradual pruning may have the l1 norm; no verdict where that was
         not run.
     """
-    gradual = by_contender(rows, *(GRADUAL_L1 if with_l1 else GRADUAL))
-    if with_l1 and not by_contender(gradual, GRADUAL_L1[-1]):
+    gradual = by_contender(rows, *GRADUAL, *GRADUAL_L1 * with_l1)
+    if with_l1 and not by_contender(rows, *GRADUAL_L1):
         return []
     lines = [best(gradual, each) for each in (ONE_SHOT, RECALIBRATED)]
     line = {s: max(each[s] for each in lines if s in each) for s in lines[0]}
@@ -187,11 +194,11 @@ def near(
         ", ".join(_against(s, own[s][0], *line[s]) for s in shared),
     )
     criterion = LONG_NEAR if name in LONG else NEAR
-    return [Verdict(_criterion(criterion, kind, with_l1), name, claim)]
+    return [Verdict(_criterion(criterion, kind, WITH_L1 * with_l1), name, claim)]
 
 
-def _criterion(name: str, kind: str, with_l1: bool) -> str:
-    return f"{name}{f' {WITH_L1}' * with_l1}, {kind}"
+def _criterion(name: str, kind: str, norm: str) -> str:
+    return f"{' '.join(filter(None, (name, norm)))}, {kind}"
 
 
 def _difference(rows: list[Row], own: str, other: str, sparsity: float) -> str:

@@ -162,8 +162,9 @@ def write(folder: pathlib.Path) -> None:
         "`article` settings not named are v4, relevance by magnitude, the cubic "
         "schedule down to 2%, learning rate 0.05, d = 1/(k+1); of prunadag_w those of "
         "`recipes`, but for learning rates that fall along a half cosine where nothing "
-        f"else is said, and d = {SHRINK:g} in `targeted` and in families. any_sparsity "
-        "has the turns LEVELS and no l1 norm, except in the study of the l1 norm.",
+        f"else is said, and d = {SHRINK:g} in `targeted` and in families. No l1 norm, "
+        "and for any_sparsity the turns LEVELS, except in the studies of the l1 norm, "
+        "which take the recipes as they are.",
     ]
     for name, study in STUDIES.items():
         found = kept["studies"].get(name, {})

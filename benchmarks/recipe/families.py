@@ -93,7 +93,7 @@ def alone(
 ) -> Any:
     """A network trained by `recipes.targeted`, pruned."""
     rate = optax.cosine_decay_schedule(3e-3, steps)
-    tx = recipes.targeted(steps, sparsity, rate, decrease_schedule=SHRINK)
+    tx = recipes.targeted(steps, sparsity, rate, decrease_schedule=SHRINK, l1=0.0)
 
     @jax.jit
     def step(params, state, rows):

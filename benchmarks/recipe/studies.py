@@ -101,7 +101,7 @@ def targeted(
             eta = optax.warmup_cosine_decay_schedule(
                 0.0, rate, int(warm_up * plan.total_steps), plan.total_steps
             )
-        settings = {"sparsity": TARGET, "decrease_schedule": SHRINK} | more
+        settings = {"sparsity": TARGET, "decrease_schedule": SHRINK, "l1": 0.0} | more
         return recipes.targeted(plan.total_steps, learning_rate=eta, **settings)
 
     return make
@@ -119,6 +119,11 @@ EARLIER: dict[str, Any] = {"levels": schedules.LEVELS, "l1": 0.0}
 def as_offered(**settings: Any) -> Callable[[Plan], optax.GradientTransformation]:
     """The recipe for any sparsity, as it is but for the settings."""
     return lambda plan: recipes.any_sparsity(plan.total_steps, **settings)
+
+
+def aimed(**settings: Any) -> Callable[[Plan], optax.GradientTransformation]:
+    """The recipe for one sparsity, as it is but for the settings."""
+    return lambda plan: recipes.targeted(plan.total_steps, TARGET, **settings)
 
 
 def any_trapezoid(**settings: Any) -> Callable[[Plan], optax.GradientTransformation]:
@@ -172,9 +177,12 @@ def sawtooth(teeth: int) -> Callable[[Plan], optax.GradientTransformation]:
 
 
 def magnitude_pruning(
-    rate: Callable[[Plan], optax.Schedule], weight_decay: float = 0.0
+    rate: Callable[[Plan], optax.Schedule], weight_decay: float = 0.0, l1: float = 0.0
 ) -> Callable[[Plan], optax.GradientTransformation]:
-    """Gradual magnitude pruning of Adam, masks made anew in each step."""
+    """Gradual magnitude pruning of Adam, masks made anew in each step.
+
+    With the l1 norm it is that of prunadag_w, everything relevant.
+    """
 
     def matrices(path: Any, leaf: Any) -> bool:
         del path
@@ -186,6 +194,9 @@ def magnitude_pruning(
     def make(plan: Plan) -> optax.GradientTransformation:
         steps = plan.total_steps
         base = optax.adamw(rate(plan), weight_decay=weight_decay, mask=mask)
+        if l1:
+            pull = schedules.stable_decay(l1, steps)
+            base = prunadag_w(rate(plan), 1.0, weight_decay=weight_decay, l1=pull)
         sparsity = gradual_pruning.cubic_sparsity(
             TARGET, begin=steps // 10, end=7 * steps // 10
         )
@@ -415,6 +426,23 @@ STUDIES: dict[str, Study] = {
             "OFTEN_WHOLE": as_offered(levels=schedules.OFTEN_WHOLE),
             "MOSTLY_WHOLE": as_offered(levels=schedules.MOSTLY_WHOLE),
             "weight decay 0": as_offered(weight_decay=0.0),
+        },
+    ),
+    "targeted_l1": Study(
+        "The l1 norm in targeted",
+        "The same pull makes room in a network for one sparsity: a weight that does "
+        "not earn its place leaves it before the schedule makes it leave, and others "
+        "can take its place. Gradual pruning should gain by it alike.",
+        AT_TARGET,
+        {
+            "targeted": aimed(),
+            "without the l1 norm": aimed(l1=0.0),
+            "l1 0.03": aimed(l1=0.03),
+            "l1 0.3": aimed(l1=0.3),
+            "gradual magnitude pruning": magnitude_pruning(trapezoid),
+            "gradual magnitude pruning, l1 0.1": magnitude_pruning(
+                trapezoid, l1=recipes.ADAM_L1
+            ),
         },
     ),
 }
