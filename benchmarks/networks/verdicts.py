@@ -80,8 +80,8 @@ def verdicts(rows: list[Row], normalised: bool) -> list[Verdict]:
             for name in (*ANY, *LONG)
             for v in near(rows, name, kind, margin)
         ),
-        *targeted(rows, rival_l1=True),
-        *targeted(rows, own_l1=False),
+        *targeted(rows, WITH_L1),
+        *targeted(rows, WITHOUT_L1),
         *(v for name in ANY for v in near(rows, name, ONE_SHOT, 1.0, with_l1=True)),
     ]
 
@@ -128,31 +128,28 @@ def above(rows: list[Row], name: str, kind: str) -> list[Verdict]:
     return [Verdict(f"{ABOVE}, {kind}", name, claim) for claim in claims]
 
 
-def targeted(
-    rows: list[Row], own_l1: bool = True, rival_l1: bool = False
-) -> list[Verdict]:
+def targeted(rows: list[Row], norm: str = "") -> list[Verdict]:
     """A run for each sparsity against gradual pruning for the same.
 
     Args:
       rows: of the task.
-      own_l1: whether `targeted` may have the l1 norm, as it is offered; no verdict
-        of it without where that was not run.
-      rival_l1: the same for gradual pruning; no verdict where one of them was not run
-        with it.
+      norm: empty: `targeted` as it is offered against gradual pruning without the l1
+        norm; WITH_L1: both with or without it, no verdict where one was not run with
+        it; WITHOUT_L1: both without.
     """
     with_norm = [by_contender(rows, *names) for names in (TARGETED_L1, GRADUAL_L1)]
-    if (rival_l1 and not all(with_norm)) or not (own_l1 or with_norm[0]):
+    if norm == WITH_L1 and not all(with_norm):
         return []
-    names = TARGETED + TARGETED_L1 * own_l1
-    own = best(by_contender(rows, *names), ONE_SHOT)
-    line = best(by_contender(rows, *GRADUAL, *GRADUAL_L1 * rival_l1), ONE_SHOT)
+    names = {"": TARGETED_L1, WITH_L1: TARGETED + TARGETED_L1, WITHOUT_L1: TARGETED}
+    rivals = GRADUAL + GRADUAL_L1 * (norm == WITH_L1)
+    own = best(by_contender(rows, *names[norm]), ONE_SHOT)
+    line = best(by_contender(rows, *rivals), ONE_SHOT)
     shared = [s for s in own if s in line]
     if not shared:
         return []
-    norm = WITH_L1 * rival_l1 + WITHOUT_L1 * (not own_l1)
     claim = Claim(
-        f"the best of {', '.join(names)}, one-shot: within 0.3 point of the best "
-        f"gradual pruning{f', {WITH_L1},' * rival_l1} at {_percent(shared)}",
+        f"the best of {', '.join(names[norm])}, one-shot: within 0.3 point of the "
+        f"best of {', '.join(rivals)} at {_percent(shared)}",
         all(own[s][0] >= line[s][0] - 0.3 for s in shared),
         ", ".join(
             f"{_against(s, own[s][0], *line[s])} by {own[s][1]}"
