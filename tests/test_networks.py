@@ -1,5 +1,6 @@
 """The benchmark of networks in small: on digits and on pydoc's topics."""
 
+import itertools
 import json
 import pathlib
 
@@ -514,14 +515,35 @@ def test_a_long_run_has_as_many_epochs_more(phase, epochs, monkeypatch):
 
 
 def test_contenders_with_targets_have_rows_by_loss_and_by_accuracy():
-    grid = CONTENDERS["targeted"].grid
-    given = {"phase": "trial", "target": 0.95, "seed": tuning.TRIAL_SEED}
-    trials = [
-        record("targeted", h=h, one_shot=accuracy, **given)
-        for h, accuracy in zip(grid, (80.0, 81.0, 70.0), strict=False)
+    contender = CONTENDERS["targeted"]
+    grid = contender.grid
+    runs = tuning.trials_of("targeted", contender, MLP, 3)
+    assert [(r.hyperparameter, r.target) for r in runs] == [
+        (h, target) for h in grid[:3] for target in plans.TUNED_AT
     ]
-    for trial, loss in zip(trials, (0.1, 0.2, 0.3), strict=True):
-        trial["validation"]["one-shot loss"] = [loss] * 10
+
+    def trials_with(*losses):
+        """At each target its loss and accuracy; nonsense at all other sparsities."""
+        accuracies = ((80.0, 60.0), (75.0, 67.0), (70.0, 60.0))
+        flat = map(itertools.chain.from_iterable, (accuracies, losses))
+        found = []
+        for run, accuracy, loss in zip(runs, *flat, strict=True):
+            at = [run.target == s for s in evaluation.SPARSITIES]
+            trial = record(
+                "targeted",
+                phase="trial",
+                target=run.target,
+                h=run.hyperparameter,
+                seed=run.seed,
+                one_shot=[accuracy if here else 99.0 for here in at],
+            )
+            trial["validation"]["one-shot loss"] = [loss if here else 0 for here in at]
+            found.append(trial)
+        return found
+
+    # By the mean over the targets: the first by the loss, the second by the accuracy,
+    # though at the one target the second has less loss, and the first is better.
+    trials = trials_with((0.1, 0.4), (0.3, 0.3), (0.5, 0.2))
     tests = [record("targeted", target=0.9, h=h, one_shot=88.0) for h in grid[:2]]
     # The rival's better row counts.
     tests += [record("gmp_adam", target=0.9, one_shot=88.2)]
@@ -533,9 +555,12 @@ def test_contenders_with_targets_have_rows_by_loss_and_by_accuracy():
     assert verdict.claim.holds
     assert "by targeted (loss)" in verdict.claim.evidence
     # Where both judge alike there is one row.
-    trials[1]["validation"]["one-shot loss"] = [0.05] * 10
+    trials = trials_with((0.1, 0.4), (0.2, 0.2), (0.5, 0.2))
     found = results.rows(MLP, known_of(*trials, *tests))
     assert [(r.name, r.hyperparameter) for r in found[1:]] == [("targeted", grid[1])]
+    # One target is not enough.
+    known = known_of(*trials[::2])
+    assert tuning.chosen("targeted", contender, MLP, 3, known) is None
 
 
 def test_the_summary_names_those_who_keep_all_of_a_claim():

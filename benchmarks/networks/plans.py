@@ -11,8 +11,8 @@ from prunadag_optax.methods.lottery_ticket import matrices
 from prunadag_optax.schedules import stable_decay
 
 TARGETS = (0.9, 0.95, 0.98, 0.99)
-# The target at which a contender with targets tries its hyperparameters.
-TUNED_AT = 0.95
+# The targets at which a contender with targets tries its hyperparameters.
+TUNED_AT = (0.95, 0.99)
 RATE, STRENGTH = "learning rate", "strength of the l1 norm"
 # How trials are judged, see `tuning.SCORES`.
 DENSE, WHOLE, AT_TARGET = ("dense", "pruning"), ("dense",), ("loss", "accuracy")

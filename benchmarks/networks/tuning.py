@@ -16,10 +16,11 @@ TRIAL_SEED = 100
 FIRST_SEED = 10
 
 
-def _mean(sparsities: tuple[float, ...], of: str = "") -> Callable[[Any], float]:
-    places = [SPARSITIES.index(s) for s in sparsities]
+def _mean(*sparsities: float, of: str = "") -> Callable[[Any], float]:
+    """Over some sparsities; over none: at the target that the trial trained for."""
 
     def mean(record: dict[str, Any]) -> float:
+        places = [SPARSITIES.index(s) for s in sparsities or (record["target"],)]
         found = record["validation"]
         # Where there are batch statistics, they are those of the pruned network.
         kind = "recalibrated" if "recalibrated" in found else "one-shot"
@@ -29,7 +30,7 @@ def _mean(sparsities: tuple[float, ...], of: str = "") -> Callable[[Any], float]
 
 
 def _least_loss(*sparsities: float) -> Callable[[dict[str, Any]], float]:
-    loss = _mean(sparsities, " loss")
+    loss = _mean(*sparsities, of=" loss")
 
     def score(record: dict[str, Any]) -> float:
         found = loss(record)
@@ -39,17 +40,17 @@ def _least_loss(*sparsities: float) -> Callable[[dict[str, Any]], float]:
 
 
 # On validation data, before fine-tuning: by name, function record of a trial -> number,
-# the larger the better. Contenders that train for a sparsity are chosen at one, by the
-# loss and by the metric: the first is smoother, the second what is reported. Dense
-# networks are chosen by the metric, and so are `often_whole` and `mostly_whole`, which
-# are for those to whom the whole network matters most; `any_sparsity` by the loss over
-# the sparsities.
+# the larger the better. Contenders that train for a sparsity have trials at several,
+# each judged at its own, by the loss and by the metric: the first is smoother, the
+# second what is reported. Dense networks are chosen by the metric, and so are
+# `often_whole` and `mostly_whole`, which are for those to whom the whole network
+# matters most; `any_sparsity` by the loss over the sparsities.
 SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
-    "dense": _mean((0.0,)),
-    "pruning": _mean(tuple(s for s in SPARSITIES if s >= 0.8)),
+    "dense": _mean(0.0),
+    "pruning": _mean(*(s for s in SPARSITIES if s >= 0.8)),
     "every": _least_loss(0.0, 0.9, 0.95, 0.98, 0.99),
-    "loss": _least_loss(TUNED_AT),
-    "accuracy": _mean((TUNED_AT,)),
+    "loss": _least_loss(),
+    "accuracy": _mean(),
 }
 
 
@@ -70,10 +71,10 @@ def trials_of(
     grid = contender.grid[:trials]
     if len(grid) == 1:
         return []
-    target = TUNED_AT if contender.targets else None
     return [
         Run(name, "trial", target, h, seed)
         for h in grid
+        for target in (TUNED_AT if contender.targets else (None,))
         for seed in trial_seeds(settings)
     ]
 
