@@ -121,6 +121,10 @@ def any_sparsity(
     of BatchNorm have seen all shares in turn and want to be recomputed for the one
     chosen, or kept for each share (docs/recipes.md).
 
+    Convolutional networks and transformers want the steps of momentum SGD, `b2=None`,
+    with a learning rate of 0.15, say: with Adam's they are points worse
+    (docs/recipes.md).
+
     Every tenth step of the default levels trains the whole network, with
     `levels=schedules.LEVELS` every fourth. The more often it has its turn the better it
     is, and the worse the others. To lose little or next to nothing of it, take
