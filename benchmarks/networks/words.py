@@ -198,8 +198,8 @@ def introduction(folder: pathlib.Path, quick: bool) -> str:
         f"mask held, by Adam for all, learning rate {FINE_TUNING_RATE:g} falling to "
         "zero as a cosine. A step's time is that of the fastest epoch of all its runs "
         "and trials; the ratios are rough where the machine had other things to do. On "
-        "one core a run comes out the same bit for bit (`taskset -c 0`, as these "
-        "were); with more threads sums are in another order, and the same seed differs "
+        "one core (`taskset -c 0`) a run comes out the same bit for bit, as four of "
+        "these made again did; with more threads sums are in another order, and the same seed differs "
         "by as much as another."
     )
     parts.append(HISTORY)
