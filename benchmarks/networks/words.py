@@ -199,8 +199,8 @@ def introduction(folder: pathlib.Path, quick: bool) -> str:
         "zero as a cosine. A step's time is that of the fastest epoch of all its runs "
         "and trials; the ratios are rough where the machine had other things to do. On "
         "one core (`taskset -c 0`) a run comes out the same bit for bit, as four of "
-        "these made again did; with more threads sums are in another order, and the same seed differs "
-        "by as much as another."
+        "these made again did; with more threads sums are in another order, and the "
+        "same seed differs by as much as another."
     )
     parts.append(HISTORY)
     return "\n\n".join(parts)
