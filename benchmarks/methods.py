@@ -14,12 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import timing, trees
-from prunadag_optax import (
-    ScaleByPrunadagState,
-    _pallas,
-    prunadag,
-    scale_by_prunadag,
-)
+from experimental import pallas
+from prunadag_optax import ScaleByPrunadagState, prunadag, scale_by_prunadag
 
 RATE = 0.05
 _Key = TypeVar("_Key", bound=Hashable)
@@ -123,7 +119,7 @@ def with_pallas(variant: str) -> Optimizer:
 
     def step(params, state, gradient):
         weights = state.optimisable_weight, state.decreasable_weight
-        params, w_o, w_d, threshold = _pallas.step(
+        params, w_o, w_d, threshold = pallas.step(
             params,
             (*weights, state.threshold),
             gradient,

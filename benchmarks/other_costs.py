@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from benchmarks import methods, rivals, timing, trees
-from prunadag_optax import masks, prunadag, robustness
+from prunadag_optax import evaluation, masks, prunadag
 
 # Rivals that take seconds where the others take milliseconds: in each fifth round only.
 _SLOW = 5
@@ -151,7 +151,7 @@ def mask_costs(
                 return jax.block_until_ready(made)
 
             def curve(params=params, scope=scope) -> Any:
-                return robustness.pruning_curve(
+                return evaluation.pruning_curve(
                     metric, params, _SPARSITIES, scope=scope, progress=False
                 )
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from prunadag_optax import steps, weights
-from prunadag_optax.classification import Statistics, bounds_of, target_count
+from prunadag_optax._core import accumulators, steps
+from prunadag_optax._core.classes import Statistics, bounds_of, target_count
 
 if TYPE_CHECKING:
     import torch  # pyright: ignore[reportMissingImports]

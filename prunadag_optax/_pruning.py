@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from prunadag_optax import _validation, masks
+from prunadag_optax import masks
+from prunadag_optax._common import checks
 
 
 def check_not_lower(
@@ -25,10 +26,10 @@ def check_not_lower(
     Raises:
       ValueError: naming both sparsities.
     """
-    if held is None or _validation.is_scalar_array(sparsity):
+    if held is None or checks.is_scalar_array(sparsity):
         return
-    _validation.check_scalar("sparsity", sparsity, least=0, most=1)
-    _validation.check_mask(held, params)
+    checks.scalar("sparsity", sparsity, least=0, most=1)
+    checks.mask(held, params)
     paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     chosen = [
         (leaf.size, mask)
@@ -112,7 +113,7 @@ def masks_on_schedule(
     Raises:
       ValueError: if `every` is not at least 1.
     """
-    _validation.check_scalar("every", every, least=1)
+    checks.scalar("every", every, least=1)
     where = where_held(where, held)
     if held is None:
         held = masks.magnitude_mask(params, 0.0, scope=scope, where=where)

@@ -22,7 +22,8 @@ import numpy as np
 import optax
 from jax.experimental import sparse
 
-from prunadag_optax import _tables, masks
+from prunadag_optax import masks
+from prunadag_optax._common import tables
 
 # What files hold: safetensors' name of each dtype, and NumPy's. A dtype that NumPy only
 # knows through ml_dtypes (bfloat16) is in the .npz as its bits.
@@ -37,7 +38,7 @@ _HEADER = "prunadag_optax"
 _FORMAT = 1
 
 
-class FileSizes(_tables.Table):
+class FileSizes(tables.Table):
     """One row a file, from `file_sizes`.
 
     Attributes:

@@ -16,8 +16,8 @@ except ImportError as error:
         "prunadag_optax.linen needs flax: pip install 'prunadag_optax[flax]'."
     ) from error
 
+from prunadag_optax import evaluation
 from prunadag_optax import masks as masks_lib
-from prunadag_optax import robustness
 from prunadag_optax._pruning import check_not_lower, masks_on_schedule, where_held
 
 
@@ -202,13 +202,13 @@ class PruningTrainState(train_state.TrainState):
         metric_fn: Callable[[Any], Any],
         sparsities: Iterable[float],
         **kwargs: Any,
-    ) -> robustness.PruningCurve:
-        """`robustness.pruning_curve` of the parameters.
+    ) -> evaluation.PruningCurve:
+        """`evaluation.pruning_curve` of the parameters.
 
         Args:
           metric_fn: function params -> scalar or mapping of names to scalars.
           sparsities: shares to prune, each in [0, 1].
-          **kwargs: further arguments of `robustness.pruning_curve`; `where` is by
+          **kwargs: further arguments of `evaluation.pruning_curve`; `where` is by
             default the leaves that have masks, or all.
 
         Returns:
@@ -218,7 +218,7 @@ class PruningTrainState(train_state.TrainState):
         whole = lambda trained: self._with_trained(trained).params  # noqa: E731
         kwargs.setdefault("where", where_held(None, self.masks))
         recalibrate = kwargs.pop("recalibrate", None) or (lambda params, _: params)
-        return robustness.pruning_curve(
+        return evaluation.pruning_curve(
             metric_fn,
             self._trained,
             sparsities,
@@ -295,7 +295,7 @@ def fine_tune(
         return state.apply_gradients(grads=grads), loss
 
     losses = []
-    for batch in robustness.with_progress(batches, "fine-tuning", progress):
+    for batch in evaluation.with_progress(batches, "fine-tuning", progress):
         state, loss = step(state, batch)
         losses.append(loss)
     return state, jnp.asarray(losses)

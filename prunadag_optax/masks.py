@@ -12,33 +12,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG
 
-from prunadag_optax import _ranking, _validation, selection
-
-Where = Callable[[tuple[Any, ...], jax.Array], bool]
-
-
-def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
-    """The `where` of optimizers that choose what is prunable themselves.
-
-    Args:
-      path: key path of the leaf.
-      leaf: array.
-
-    Returns:
-      Whether the leaf has at least two axes, so is no bias and no normalisation scale,
-      or is the whole tree.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from prunadag_optax import masks
-      >>> masks.is_matrix(("kernel",), jnp.ones((2, 2)))
-      True
-      >>> masks.is_matrix(("bias",), jnp.ones(2)), masks.is_matrix((), jnp.ones(2))
-      (False, True)
-    """
-    return not path or jnp.ndim(leaf) > 1
+from prunadag_optax._common import checks
+from prunadag_optax._common.leaves import Where as Where
+from prunadag_optax._common.leaves import everything as everything
+from prunadag_optax._common.leaves import prunable as prunable
+from prunadag_optax._common.leaves import ranked_together
+from prunadag_optax._ranking import counts, exact, keys
 
 
 def magnitude_mask(
@@ -83,36 +63,31 @@ def magnitude_mask(
       >>> mask["kernel"].tolist(), mask["bias"]
       ([True, False, True, False], None)
     """
-    if not _validation.is_scalar_array(sparsity):
-        _validation.check_scalar("sparsity", sparsity, least=0, most=1)
-    _validation.check_choice("scope", scope, ("global", "leaf"))
+    if not checks.is_scalar_array(sparsity):
+        checks.scalar("sparsity", sparsity, least=0, most=1)
+    checks.choice("scope", scope, ("global", "leaf"))
     paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    chosen = [
-        i
-        for i, (path, leaf) in enumerate(paths_leaves)
-        if where is None or where(path, leaf)
-    ]
-    for i in chosen:
-        _validation.check_real_leaf("params", *paths_leaves[i])
+    groups = ranked_together(params, where, scope)
+    for i in (i for group in groups for i in group):
+        checks.real_leaf("params", *paths_leaves[i])
     held: list[Any] = [None] * len(paths_leaves)
     if previous is not None:
-        _validation.check_mask(previous, params)
+        checks.mask(previous, params)
         held = treedef.flatten_up_to(previous)
     masks = list(held)
-    groups = [chosen] if scope == "global" else [[i] for i in chosen]
     for group in groups:
         members = [jnp.asarray(paths_leaves[i][1]) for i in group]
         count = _pruned_count(sparsity, sum(leaf.size for leaf in members))
-        kept = _ranking.keep_largest(members, count, [held[i] for i in group])
+        kept = exact.keep_largest(members, count, [held[i] for i in group])
         for i, mask in zip(group, kept, strict=True):
             masks[i] = mask
     return treedef.unflatten(masks)
 
 
 def _pruned_count(sparsity: Any, size: int) -> Any:
-    if _validation.is_scalar_array(sparsity):
+    if checks.is_scalar_array(sparsity):
         fraction = jnp.clip(sparsity, 0, 1)
-        return jnp.round(fraction * size).astype(selection.count_dtype(size))
+        return jnp.round(fraction * size).astype(counts.count_dtype(size))
     return round(float(sparsity) * size)
 
 
@@ -161,14 +136,14 @@ def n_m_mask(
     def leaf_mask(path, leaf):
         if not (where(path, leaf) if where is not None else jnp.ndim(leaf) > 1):
             return None
-        _validation.check_real_leaf("params", path, leaf)
+        checks.real_leaf("params", path, leaf)
         shape = jnp.shape(leaf)
         if not -len(shape) <= axis < len(shape) or shape[axis] % m:
             raise ValueError(
                 f"m must divide axis {axis} of params{jax.tree_util.keystr(path)}, "
                 f"which has the shape {shape}; got m={m}. Leave it out with `where`."
             )
-        return _ranking.keep_largest_in_groups(jnp.asarray(leaf), n, m, axis)
+        return exact.keep_largest_in_groups(jnp.asarray(leaf), n, m, axis)
 
     return jax.tree_util.tree_map_with_path(leaf_mask, params)
 
@@ -201,7 +176,7 @@ def apply_mask(params: optax.Params, mask: Any) -> Any:
       >>> masks.apply_mask(jnp.array([1.0, -2.0]), jnp.array([True, False]))
       Array([1., 0.], dtype=float32)
     """
-    _validation.check_mask(mask, params)
+    checks.mask(mask, params)
     return _map(
         lambda keep, x: x if keep is None else jnp.where(keep, x, jnp.zeros_like(x)),
         mask,
@@ -230,7 +205,7 @@ def sparsity(mask_or_params: Any) -> jax.Array:
     size = sum(leaf.size for leaf in leaves)
     if not size:
         return jnp.zeros((), jnp.float32)
-    kept = sum(jnp.sum(nonzero(x), dtype=selection.count_dtype(size)) for x in leaves)
+    kept = sum(jnp.sum(nonzero(x), dtype=counts.count_dtype(size)) for x in leaves)
     # Compiled, a division by a constant is a product with its reciprocal, which rounds:
     # 0 is exact as a count of what is pruned, and 1 is set.
     share = jnp.asarray((size - kept) / size, jnp.float32)
@@ -248,7 +223,7 @@ def nonzero(x: jax.Array) -> jax.Array:
     """
     x = jnp.asarray(x)
     # `x != 0` takes a subnormal for a zero on XLA's CPU backend; the bits do not.
-    return x if x.dtype == jnp.bool_ else selection.magnitude_keys(x)[0] != 0
+    return x if x.dtype == jnp.bool_ else keys.magnitude_keys(x)[0] != 0
 
 
 def prune(
@@ -332,14 +307,14 @@ def keep_pruned(
         tree = mask(params) if callable(mask) else mask
         # tree.map_params calls init with a placeholder, which has no leaves to check.
         if jax.tree.leaves(params):
-            _validation.check_mask(tree, params)
+            checks.mask(tree, params)
         # A copy: donating the state must not delete the caller's mask.
         return KeepPrunedState(jax.tree.map(jnp.array, tree))
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         if params is None:
-            raise ValueError(NO_PARAMS_MSG)
+            raise ValueError(checks.NO_PARAMS_MSG)
         held = _map(
             lambda keep, u, x: u if keep is None else jnp.where(keep, u, -x),
             state.mask,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from prunadag_optax.robustness import PruningCurve, PruningError, Summary
+    from prunadag_optax.evaluation import PruningCurve, PruningError, Summary
 
 _MARKERS = "osD^vP*X<>"
 
@@ -61,7 +61,7 @@ def plot_curves(
 
     Examples:
       >>> from prunadag_optax import plotting
-      >>> from prunadag_optax.robustness import PruningCurve
+      >>> from prunadag_optax.evaluation import PruningCurve
       >>> curve = PruningCurve((0.0, 0.9), {"accuracy": (0.95, 0.94)})
       >>> ax = plotting.plot_curves({"prunAdag": curve})
       >>> ax.get_ylabel()
@@ -115,9 +115,9 @@ def plot_errors(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax import plotting, robustness
+      >>> from prunadag_optax import plotting, evaluation
       >>> loss = lambda x: jnp.sum((x - 1) ** 2)
-      >>> error = robustness.pruning_error(loss, jnp.ones(4), [0.25, 0.5])
+      >>> error = evaluation.pruning_error(loss, jnp.ones(4), [0.25, 0.5])
       >>> plotting.plot_errors([0.25, 0.5], error).get_yscale()
       'log'
     """
@@ -146,7 +146,7 @@ def plot_summary(summary: "Summary", *, ax: Any = None) -> Any:
     """The share kept in every leaf, as bars, with the share optimisable if known.
 
     Args:
-      summary: from `robustness.summary`.
+      summary: from `evaluation.summary`.
       ax: matplotlib axes; None makes new ones.
 
     Returns:
@@ -157,8 +157,8 @@ def plot_summary(summary: "Summary", *, ax: Any = None) -> Any:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax import plotting, robustness
-      >>> table = robustness.summary({"w": jnp.array([1.0, 0.0])})
+      >>> from prunadag_optax import plotting, evaluation
+      >>> table = evaluation.summary({"w": jnp.array([1.0, 0.0])})
       >>> [float(bar.get_width()) for bar in plotting.plot_summary(table).patches]
       [50.0]
     """

@@ -20,8 +20,9 @@ import chex
 import jax
 import optax
 
-from prunadag_optax import _validation, masks, schedules
-from prunadag_optax.stochastic import eval_params, prunadag_w
+from prunadag_optax import masks, schedules
+from prunadag_optax._common import checks
+from prunadag_optax._core.pruning_aware import eval_params, prunadag_w
 
 # Parts of the training: before it the network is whole, after it the share is final.
 BEGIN, END = 0.1, 0.7
@@ -83,7 +84,7 @@ def targeted(
       ([True, False, True, False], True)
     """
     _check_length(total_steps, begin, end)
-    _validation.check_scalar("sparsity", sparsity, least=0, below=1)
+    checks.scalar("sparsity", sparsity, least=0, below=1)
     relevant = schedules.cubic_relevant(
         1 - sparsity, begin=begin * total_steps, end=end * total_steps
     )
@@ -256,15 +257,15 @@ def family(
             f"got {parts!r}."
         )
     for sparsity in sparsities:
-        _validation.check_scalar("sparsities", sparsity, above=0, below=1)
+        checks.scalar("sparsities", sparsity, above=0, below=1)
     ends, done = [], 0.0
     for part in parts:
-        _validation.check_scalar("parts", part, above=0, most=1)
+        checks.scalar("parts", part, above=0, most=1)
         done += part
         ends.append(round(total_steps * done / sum(parts)))
     relevant = schedules.staircase_relevant([1 - s for s in sparsities], ends=ends)
     tx = prunadag_w(_restarts(learning_rate, ends), relevant, **settings)
-    where = settings.get("where") or masks.is_matrix
+    where = settings.get("where") or masks.prunable
 
     @jax.jit
     def step(params, state, aux, batch):
@@ -319,7 +320,7 @@ def _falling(
     """Constant for 60% of the training, then falling to zero; a schedule as it is."""
     if callable(value):
         return value
-    _validation.check_scalar(name, value, least=0)
+    checks.scalar(name, value, least=0)
     return schedules.stable_decay(value, total_steps)
 
 
@@ -338,6 +339,6 @@ def _pull(
 
 
 def _check_length(total_steps: int, begin: float, end: float) -> None:
-    _validation.check_scalar("total_steps", total_steps, least=1)
-    _validation.check_scalar("begin", begin, least=0, below=1)
-    _validation.check_scalar("end", end, above=begin, most=1)
+    checks.scalar("total_steps", total_steps, least=1)
+    checks.scalar("begin", begin, least=0, below=1)
+    checks.scalar("end", end, above=begin, most=1)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prunadag_optax import _validation
+from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import value_at
 
 # Part of the training in which `stable_decay` does not fall.
 STABLE = 0.6
@@ -31,24 +32,6 @@ MOSTLY_WHOLE = tuple(
     for least in (0.5, 0.1, 0.02, 0.5, 0.2, 0.01, 0.5, 0.05)
     for share in (*(1.0,) * 7, least)
 )
-
-
-def value_at(schedule: Any, count: jax.typing.ArrayLike) -> Any:
-    """The value of a schedule in a step, or of a constant in any.
-
-    Args:
-      schedule: a function count -> value, or the value.
-      count: of the steps done before.
-
-    Returns:
-      The value.
-
-    Examples:
-      >>> from prunadag_optax import schedules
-      >>> schedules.value_at(0.1, 3), schedules.value_at(lambda count: 2 * count, 3)
-      (0.1, 6)
-    """
-    return schedule(count) if callable(schedule) else schedule
 
 
 def cubic_relevant(
@@ -83,10 +66,10 @@ def cubic_relevant(
     References:
       M. Zhu, S. Gupta, To prune, or not to prune, arXiv:1710.01878, equation (1).
     """
-    _validation.check_scalar("final", final, above=0, most=1)
-    _validation.check_scalar("initial", initial, above=0, most=1)
-    _validation.check_scalar("begin", begin, least=0)
-    _validation.check_scalar("end", end, above=begin)
+    checks.scalar("final", final, above=0, most=1)
+    checks.scalar("initial", initial, above=0, most=1)
+    checks.scalar("begin", begin, least=0)
+    checks.scalar("end", end, above=begin)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         done = (jnp.asarray(count, jnp.float32) - begin) / (end - begin)
@@ -123,7 +106,7 @@ def cyclic_relevant(
     if not len(levels):
         raise ValueError("levels must have at least one share in (0, 1]; got none.")
     for level in levels:
-        _validation.check_scalar("levels", level, above=0, most=1)
+        checks.scalar("levels", level, above=0, most=1)
     shares = np.array(levels, np.float32)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
@@ -158,7 +141,7 @@ def staircase_relevant(
       >>> [round(float(relevant(step)), 3) for step in (0, 3, 6, 9, 10, 16, 30)]
       [1.0, 0.562, 0.5, 0.5, 0.5, 0.25, 0.25]
     """
-    _validation.check_scalar("settle", settle, least=0, below=1)
+    checks.scalar("settle", settle, least=0, below=1)
     begins = check_stages(finals, ends)
     parts = [
         cubic_relevant(final, begin=begin, end=end - settle * (end - begin), initial=i)
@@ -205,9 +188,9 @@ def stable_decay(
       A. Haegele and others, Scaling laws and compute-optimal training beyond fixed
       training durations, arXiv:2405.18392 (constant rate with cooldown).
     """
-    _validation.check_scalar("learning_rate", learning_rate, least=0)
-    _validation.check_scalar("total_steps", total_steps, least=1)
-    _validation.check_scalar("stable", stable, least=0, below=1)
+    checks.scalar("learning_rate", learning_rate, least=0)
+    checks.scalar("total_steps", total_steps, least=1)
+    checks.scalar("stable", stable, least=0, below=1)
     begin = int(stable * total_steps)
     return optax.linear_schedule(learning_rate, 0.0, total_steps - begin, begin)
 
@@ -220,7 +203,7 @@ def check_stages(finals: Sequence[float], ends: Sequence[int]) -> list[int]:
             f"and {len(ends)}."
         )
     for final in finals:
-        _validation.check_scalar("finals", final, above=0, most=1)
+        checks.scalar("finals", final, above=0, most=1)
     begins = [0, *ends[:-1]]
     if any(begin >= end for begin, end in zip(begins, ends, strict=True)):
         raise ValueError(f"ends must rise from above 0; got {tuple(ends)!r}.")

@@ -24,7 +24,7 @@ from prunadag_optax import (
     prunadag,
     scale_by_prunadag,
 )
-from prunadag_optax.prunadag import classification_at
+from prunadag_optax._core.algorithm import classification_at
 from tests import reference
 from tests.precision import enable_x64
 from tests.reference import Info, Settings, State

@@ -42,7 +42,7 @@ from benchmarks.problems import (
     sparse_coding,
 )
 from benchmarks.problems.base import Problem
-from prunadag_optax import masks, prunadag, robustness
+from prunadag_optax import evaluation, masks, prunadag
 from prunadag_optax.methods import frank_wolfe
 from tests import reference
 from tests.precision import enable_x64
@@ -301,7 +301,7 @@ def test_evaluate_is_the_packages_pruning_error():
 
     x = jnp.asarray(np.roll(a, 1))
     found = jax.jit(lambda x: pruning.evaluate(loss, jnp.sum, x))(x)
-    rho, omega = robustness.pruning_error(loss, x, (0.0, 0.35, 0.9))
+    rho, omega = evaluation.pruning_error(loss, x, (0.0, 0.35, 0.9))
     where = np.array([pruning.SPARSITIES.index(s) for s in (0.0, 0.35, 0.9)])
     np.testing.assert_allclose(found.rho[where], rho, rtol=1e-10)
     np.testing.assert_allclose(found.omega[where], omega, rtol=1e-10)

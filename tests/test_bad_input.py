@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optax._src.base import NO_PARAMS_MSG
 
 from prunadag_optax import (
     capped,
     classify,
+    evaluation,
     kth_largest_magnitude,
     masks,
     plotting,
     prunadag,
-    robustness,
     scale_by_prunadag,
 )
-from prunadag_optax.prunadag import classification_at
+from prunadag_optax._common.checks import NO_PARAMS_MSG
+from prunadag_optax._core.algorithm import classification_at
 
 NAN, INF = float("nan"), float("inf")
 X = jnp.array([1.0, -2.0, 3.0])
@@ -391,7 +391,7 @@ STRUCTURE = "mask must have the tree structure of params, with None for leaves"
     [
         masks.apply_mask,
         masks.finalise,
-        robustness.summary,
+        evaluation.summary,
         lambda params, mask: masks.keep_pruned(mask).init(params),
         lambda params, mask: masks.keep_pruned(lambda _: mask).init(params),
     ],
@@ -407,7 +407,7 @@ def test_a_mask_that_does_not_fit(function, mask, message):
 )
 def test_a_mask_that_fits(mask):
     masks.finalise(masks.apply_mask(TREE, mask), mask)
-    robustness.summary(TREE, mask)
+    evaluation.summary(TREE, mask)
     tx = masks.keep_pruned(mask)
     tx.update(TREE, tx.init(TREE), TREE)
 
@@ -416,11 +416,11 @@ def test_a_mask_that_fits(mask):
 
 
 def curve(params, sparsities):
-    return robustness.pruning_curve(total, params, sparsities, progress=False)
+    return evaluation.pruning_curve(total, params, sparsities, progress=False)
 
 
 def error(params, sparsities):
-    return robustness.pruning_error(total, params, sparsities)
+    return evaluation.pruning_error(total, params, sparsities)
 
 
 @pytest.mark.parametrize("function", [curve, error])
@@ -450,7 +450,7 @@ class TestSparsities:
 )
 def test_a_metric_that_is_not_a_scalar(metric, parts):
     with refused("metric_fn must return scalars; got", *parts):
-        robustness.pruning_curve(metric, X, [0.5], progress=False)
+        evaluation.pruning_curve(metric, X, [0.5], progress=False)
 
 
 @pytest.mark.parametrize(
@@ -458,45 +458,45 @@ def test_a_metric_that_is_not_a_scalar(metric, parts):
     [lambda x: x.sum(), lambda x: 1, lambda x: x[:1], lambda x: {"a": 0.5, "b": x[0]}],
 )
 def test_a_metric_that_is_a_scalar(metric):
-    robustness.pruning_curve(metric, X, [0.0, 0.5], progress=False)
+    evaluation.pruning_curve(metric, X, [0.0, 0.5], progress=False)
 
 
 def test_summary_needs_gradients_and_state_together():
     state = prunadag().init(X)
     with refused("gradients was given without state; give both or neither."):
-        robustness.summary(X, gradients=X)
+        evaluation.summary(X, gradients=X)
     with refused("state was given without gradients; give both or neither."):
-        robustness.summary(X, state=state)
-    robustness.summary(X)
-    robustness.summary(X, gradients=X, state=state)
+        evaluation.summary(X, state=state)
+    evaluation.summary(X)
+    evaluation.summary(X, gradients=X, state=state)
 
 
 @pytest.mark.parametrize(("copies", "found"), [(0, 0), (2, 2)])
 def test_summary_needs_one_prunadag_state(copies, found):
     state = [optax.adam(0.1).init(X)] + copies * [prunadag().init(X)]
     with refused(f"state must hold one ScaleByPrunadagState; got {found} in it."):
-        robustness.summary(X, gradients=X, state=state)
+        evaluation.summary(X, gradients=X, state=state)
 
 
 def test_summary_needs_trees_that_match():
     state = prunadag().init(X)
     with refused("state.optimisable_weight and params must have the same shape; got"):
-        robustness.summary(X[:2], gradients=X[:2], state=state)
+        evaluation.summary(X[:2], gradients=X[:2], state=state)
     with refused("gradients and params must have the same shape; got (2,) and (3,)"):
-        robustness.summary(X, gradients=X[:2], state=state)
+        evaluation.summary(X, gradients=X[:2], state=state)
 
 
 @pytest.mark.parametrize("wrong", [{"variant": "v5"}, {"scope": "x"}, {"relevance": 3}])
 def test_summary_passes_settings_on(wrong):
     ((name, value),) = wrong.items()
     with refused(ALLOWED[name], f" {value!r}."):
-        robustness.summary(X, gradients=X, state=prunadag().init(X), **wrong)
+        evaluation.summary(X, gradients=X, state=prunadag().init(X), **wrong)
 
 
 # Plotting.
 
-CURVE = robustness.PruningCurve((0.0, 0.9), {"accuracy": (0.95, 0.94)})
-ERROR = robustness.PruningError(jnp.ones(2), jnp.ones(2))
+CURVE = evaluation.PruningCurve((0.0, 0.9), {"accuracy": (0.95, 0.94)})
+ERROR = evaluation.PruningError(jnp.ones(2), jnp.ones(2))
 
 
 @pytest.fixture

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from optax._src.base import NO_PARAMS_MSG
 
 from prunadag_optax import masks
-from prunadag_optax.methods import regularisers
+from prunadag_optax._common.checks import NO_PARAMS_MSG
 from prunadag_optax.methods.bregman import (
     Controller,
     adabreg,
@@ -26,6 +25,7 @@ from prunadag_optax.methods.bregman import (
     linbreg,
     sparse_init,
 )
+from prunadag_optax.methods.penalties import regularisers
 from tests.precision import enable_x64
 
 # Small integers over 4 tie often and are zero often.

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optax._src.base import NO_PARAMS_MSG
 
+from prunadag_optax._common.checks import NO_PARAMS_MSG
 from prunadag_optax.methods import dual_averaging, proximal
-from prunadag_optax.methods.proximal_operators import MARGIN
+from prunadag_optax.methods.penalties.operators import MARGIN
 from tests import prox_reference as reference
 from tests.precision import enable_x64
 

@@ -9,9 +9,9 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optax._src.base import NO_PARAMS_MSG
 
 from prunadag_optax import masks
+from prunadag_optax._common.checks import NO_PARAMS_MSG
 from prunadag_optax.methods import gradual_pruning as gradual
 from prunadag_optax.methods.lottery_ticket import matrices
 from tests.precision import enable_x64

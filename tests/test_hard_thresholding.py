@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from optax._src.base import NO_PARAMS_MSG
 
 from prunadag_optax import masks
+from prunadag_optax._common.checks import NO_PARAMS_MSG
 from prunadag_optax.methods.hard_thresholding import (
     hard_threshold,
     ht_stable,

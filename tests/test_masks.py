@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from prunadag_optax import masks, robustness
+from prunadag_optax import evaluation, masks
 from prunadag_optax.methods.gradual_pruning import cubic_sparsity, one_shot_sparsity
 
 SPARSITIES = [0.0, 0.1, 0.25, 0.5, 0.55, 0.9, 0.999, 1.0]
@@ -129,7 +129,7 @@ def test_where_is_shared(scope):
     assert_equal(same, mask)
     assert pruned["a"] == tree["a"]
     np.testing.assert_array_equal(pruned["c"]["d"][0], tree["c"]["d"][0])
-    curve = robustness.pruning_curve(
+    curve = evaluation.pruning_curve(
         lambda p: (flat(p) == 0).sum(), tree, [0.5], scope=scope, where=matrices
     )
     assert curve.values["metric"] == (18,)
@@ -447,7 +447,7 @@ def test_curve_recalibrates():
         return recalibrated
 
     sparsities = [0.5, 0.0, 0.9]
-    curve = robustness.pruning_curve(
+    curve = evaluation.pruning_curve(
         metric, params, sparsities, recalibrate=recalibrate, progress=False
     )
     assert [sparsity for sparsity, _ in calls] == sparsities

@@ -15,9 +15,9 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType
-from optax._src.base import NO_PARAMS_MSG
 
 from prunadag_optax import ScaleByPrunadagWState, prunadag_w
+from prunadag_optax._common.checks import NO_PARAMS_MSG
 from prunadag_optax.methods import (
     bregman,
     dual_averaging,

@@ -22,7 +22,7 @@ from prunadag_optax import (
     prunadag,
     scale_by_prunadag,
 )
-from prunadag_optax.prunadag import classification_at
+from prunadag_optax._core.algorithm import classification_at
 from tests.precision import enable_x64
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]

@@ -17,10 +17,11 @@ import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from optax._src.base import NO_PARAMS_MSG
 
-from prunadag_optax.methods import groups, proximal
-from prunadag_optax.methods.proximal_operators import MARGIN
+from prunadag_optax._common.checks import NO_PARAMS_MSG
+from prunadag_optax.methods import proximal
+from prunadag_optax.methods.penalties import groups
+from prunadag_optax.methods.penalties.operators import MARGIN
 from tests import prox_reference as reference
 from tests.precision import enable_x64
 

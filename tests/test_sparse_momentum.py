@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from optax._src.base import NO_PARAMS_MSG
 
 from prunadag_optax import masks
+from prunadag_optax._common.checks import NO_PARAMS_MSG
 from prunadag_optax.methods.sparse_momentum import active_gradients, gsm
 from tests.precision import enable_x64
 

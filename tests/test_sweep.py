@@ -18,9 +18,9 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from optax._src.base import NO_PARAMS_MSG
 
 from prunadag_optax import ScaleByPrunadagState, masks, prunadag, scale_by_prunadag
+from prunadag_optax._common.checks import NO_PARAMS_MSG
 from tests.precision import enable_x64
 
 FrozenDict = pytest.importorskip("flax.core").FrozenDict

@@ -24,7 +24,7 @@ def evaluate(
     accuracy: Callable[[jax.Array], jax.Array] | None,
     x: jax.Array,
 ) -> Robustness:
-    r"""What pruning does to x at each of SPARSITIES, as `robustness.pruning_error`.
+    r"""What pruning does to x at each of SPARSITIES, as `evaluation.pruning_error`.
 
     .. math::
       \rho(\sigma) = \|\nabla f(x_\sigma)\|, \qquad

@@ -18,7 +18,7 @@ import optax
 from benchmarks.article.methods import METHODS, VARIANTS, Setting, Settings, settings_of
 from benchmarks.article.pruning import Robustness, evaluate
 from benchmarks.problems import Problem
-from prunadag_optax.prunadag import classification_at
+from prunadag_optax._core.algorithm import classification_at
 
 TOLERANCE = 1e-9
 # Tolerances whose first iteration is noted, the last of them that of the stop.

@@ -24,10 +24,10 @@ from benchmarks.networks.plans import (
     on_matrices,
 )
 from prunadag_optax import prunadag, prunadag_w, recipes, schedules
+from prunadag_optax._core.pruning_aware import eval_params
 from prunadag_optax.methods import gradual_pruning
 from prunadag_optax.methods.lottery_ticket import matrices
 from prunadag_optax.schedules import stable_decay
-from prunadag_optax.stochastic import eval_params
 
 # Dense rivals.
 

@@ -23,10 +23,10 @@ from prunadag_optax.methods import (
     frank_wolfe,
     hard_thresholding,
     proximal,
-    regularisers,
     sparse_momentum,
 )
 from prunadag_optax.methods.lottery_ticket import dense_mask, matrices
+from prunadag_optax.methods.penalties import regularisers
 from prunadag_optax.schedules import stable_decay
 
 STRENGTHS = (3e-4, 1e-4, 1e-3, 3e-3)

@@ -13,7 +13,8 @@ import optax
 from benchmarks.systems import figures, records, training
 from benchmarks.systems.records import Claim, Row
 from prunadag_optax import masks
-from prunadag_optax.methods import bregman, regularisers
+from prunadag_optax.methods import bregman
+from prunadag_optax.methods.penalties import regularisers
 
 TITLE = "LinBreg and AdaBreg: sparsity on demand"
 METRICS = {"accuracy": 2, "sparsity": 2, "strength": 5}

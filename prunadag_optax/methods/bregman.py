@@ -14,12 +14,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG
 
-from prunadag_optax import _validation, masks
-from prunadag_optax._precision import working
-from prunadag_optax.methods.regularisers import Regulariser, is_kernel
-from prunadag_optax.schedules import value_at
+from prunadag_optax import masks
+from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import value_at, working
+from prunadag_optax.methods.penalties.regularisers import Regulariser, is_kernel
 
 
 class Controller(NamedTuple):
@@ -48,7 +47,8 @@ class Controller(NamedTuple):
       warmup: steps until the first change at the earliest.
 
     Examples:
-      >>> from prunadag_optax.methods import bregman, regularisers
+      >>> from prunadag_optax.methods import bregman
+      >>> from prunadag_optax.methods.penalties import regularisers
       >>> controller = bregman.Controller(target=0.9)
       >>> tx = bregman.linbreg(
       ...     0.1, regularisers.l1(1.0), strength=1e-2, adaptive=controller
@@ -129,7 +129,8 @@ def bregman(
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
-      >>> from prunadag_optax.methods import bregman, regularisers
+      >>> from prunadag_optax.methods import bregman
+      >>> from prunadag_optax.methods.penalties import regularisers
       >>> loss = lambda x: jnp.sum((x - jnp.array([3.0, 0.1, 0.0, -2.0])) ** 2) / 2
       >>> tx = bregman.bregman(optax.sgd(0.1), regularisers.l1(1.0))
       >>> x = jnp.zeros(4)
@@ -144,9 +145,9 @@ def bregman(
       L. Bungert, T. Roith, D. Tenbrinck, M. Burger, A Bregman learning framework for
       sparse neural networks, JMLR 23(192) (2022) 1-43.
     """
-    _validation.check_scalar("delta", delta, above=0)
+    checks.scalar("delta", delta, above=0)
     if not callable(strength):
-        _validation.check_scalar("strength", strength, least=0)
+        checks.scalar("strength", strength, least=0)
     elif adaptive is not None:
         raise ValueError(
             "strength must be a number >= 0 where a Controller changes it; got the "
@@ -157,7 +158,7 @@ def bregman(
     extended = optax.with_extra_args_support(base)
 
     def init_fn(params: optax.Params) -> Any:
-        _validation.check_real_leaves("params", params)
+        checks.real_leaves("params", params)
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
             # v depends on the values; of shapes alone there is a state of shapes.
             return jax.eval_shape(init_fn, params)
@@ -191,11 +192,11 @@ def bregman(
         **extra_args: Any,
     ) -> Any:
         if params is None:
-            raise ValueError(NO_PARAMS_MSG)
-        _validation.check_real_leaves("params", params)
-        _validation.check_real_leaves("updates", updates)
-        _validation.check_same_trees("updates", updates, "params", params)
-        _validation.check_same_shapes("state.dual", state.dual, "params", params)
+            raise ValueError(checks.NO_PARAMS_MSG)
+        checks.real_leaves("params", params)
+        checks.real_leaves("updates", updates)
+        checks.same_trees("updates", updates, "params", params)
+        checks.same_shapes("state.dual", state.dual, "params", params)
         gradients, x = (jax.tree.map(working, tree) for tree in (updates, params))
         steps, inner = extended.update(gradients, state.base, x, **extra_args)
         dual = jax.tree.map(lambda v, u: v + u.astype(v.dtype), state.dual, steps)
@@ -257,7 +258,8 @@ def linbreg(
 
     Examples:
       >>> import jax.numpy as jnp, optax
-      >>> from prunadag_optax.methods import bregman, regularisers
+      >>> from prunadag_optax.methods import bregman
+      >>> from prunadag_optax.methods.penalties import regularisers
       >>> params = {"kernel": jnp.array([[0.5, 0.0]]), "bias": jnp.zeros(2)}
       >>> tx = bregman.linbreg(0.5, regularisers.l1(1.0))
       >>> state = tx.init(params)
@@ -273,7 +275,7 @@ def linbreg(
     """
     _check_rate(learning_rate)
     if momentum is not None:
-        _validation.check_scalar("momentum", momentum, least=0, below=1)
+        checks.scalar("momentum", momentum, least=0, below=1)
     base = optax.scale_by_learning_rate(learning_rate)
     if momentum is not None:
         base = optax.chain(base, optax.ema(momentum, debias=False))
@@ -321,7 +323,8 @@ def adabreg(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import bregman, regularisers
+      >>> from prunadag_optax.methods import bregman
+      >>> from prunadag_optax.methods.penalties import regularisers
       >>> tx, x = bregman.adabreg(0.25, regularisers.l1(1.0)), jnp.array([0.5, 0.0])
       >>> updates, state = tx.update(jnp.array([2.0, 2.0]), tx.init(x), x)
       >>> updates.round(2).tolist(), state.dual.round(2).tolist()
@@ -331,9 +334,9 @@ def adabreg(
       Bungert et al. (2022), algorithm 3.
     """
     _check_rate(learning_rate)
-    _validation.check_scalar("b1", b1, least=0, below=1)
-    _validation.check_scalar("b2", b2, least=0, below=1)
-    _validation.check_scalar("eps", eps, least=0)
+    checks.scalar("b1", b1, least=0, below=1)
+    checks.scalar("b2", b2, least=0, below=1)
+    checks.scalar("eps", eps, least=0)
     base = optax.adam(learning_rate, b1, b2, eps)
     return bregman(base, regulariser, delta=delta, strength=strength, adaptive=adaptive)
 
@@ -385,15 +388,15 @@ def sparse_init(
     References:
       Bungert et al. (2022), section 3.2.
     """
-    _validation.check_scalar("density", density, above=0, most=1)
-    _validation.check_scalar("gain", gain, above=0)
+    checks.scalar("density", density, above=0, most=1)
+    checks.scalar("gain", gain, above=0)
     paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     keys = jax.random.split(key, max(1, len(paths_leaves)))
 
     def leaf(key, path, x):
         if not (where or is_kernel)(path, x):
             return x
-        _validation.check_real_leaf("params", path, x)
+        checks.real_leaf("params", path, x)
         x = jnp.asarray(x)
         shape = x.shape
         if whole_kernels and x.ndim > 2:
@@ -470,19 +473,19 @@ def _controlled(
 
 def _check_rate(learning_rate: Any) -> None:
     if not callable(learning_rate):
-        _validation.check_scalar("learning_rate", learning_rate, least=0)
+        checks.scalar("learning_rate", learning_rate, least=0)
 
 
 def _check_controller(controller: Any) -> None:
     if not isinstance(controller, Controller):
         raise ValueError(f"adaptive must be a Controller or None; got {controller!r}.")
-    check = _validation.check_scalar
+    check = checks.scalar
     check("adaptive.target", controller.target, least=0, most=1)
     check("adaptive.every", controller.every, least=1)
     check("adaptive.acceleration", controller.acceleration, above=0)
     if controller.decay is not None:
         check("adaptive.decay", controller.decay, above=0, most=1)
     check("adaptive.lower", controller.lower, above=0)
-    least = controller.lower if _validation.is_number(controller.lower) else None
+    least = controller.lower if checks.is_number(controller.lower) else None
     check("adaptive.upper", controller.upper, least=least)  # pyright: ignore
     check("adaptive.warmup", controller.warmup, least=0)

@@ -17,13 +17,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG
 
-from prunadag_optax import _validation
-from prunadag_optax._precision import working
+from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import value_at, working
+from prunadag_optax.methods.penalties.regularisers import Regulariser, weighted_prox
 from prunadag_optax.methods.proximal import check_regulariser, copy
-from prunadag_optax.methods.regularisers import Regulariser, weighted_prox
-from prunadag_optax.schedules import value_at
 
 
 class DualAveragingState(NamedTuple):
@@ -179,7 +177,7 @@ def ramda(
       efficient inexact subproblem solver for training structured neural network,
       NeurIPS 2024, algorithms 1 and 2. MADGRAD: A. Defazio, S. Jelassi, JMLR 23 (2022).
     """
-    _validation.check_scalar("eps", eps, above=0)
+    checks.scalar("eps", eps, above=0)
     return _dual_averaging(
         learning_rate,
         regulariser,
@@ -253,17 +251,17 @@ def _dual_averaging(
     """`ramda`, and with `eps` None `rmda`."""
     check_regulariser(regulariser)
     if not callable(learning_rate):
-        _validation.check_scalar("learning_rate", learning_rate, least=0)
+        checks.scalar("learning_rate", learning_rate, least=0)
     if not callable(momentum):
-        _validation.check_scalar("momentum", momentum, above=0, most=1)
-    _validation.check_scalar("decay", decay, above=0, most=1)
-    _validation.check_dtype("accumulator_dtype", accumulator_dtype)
+        checks.scalar("momentum", momentum, above=0, most=1)
+    checks.scalar("decay", decay, above=0, most=1)
+    checks.dtype("accumulator_dtype", accumulator_dtype)
     if growth is not None:
-        _validation.check_choice("growth", growth, ("final", "stages"))
+        checks.choice("growth", growth, ("final", "stages"))
     milestones = _checked(milestones)
 
     def init_fn(params: optax.Params) -> Any:
-        _validation.check_real_leaves("params", params)
+        checks.real_leaves("params", params)
         dtypes = [jnp.result_type(x) for x in jax.tree.leaves(params)]
         dtype = jnp.result_type(jnp.float32, *dtypes)
 
@@ -292,11 +290,11 @@ def _dual_averaging(
     ) -> Any:
         del extra_args
         if params is None:
-            raise ValueError(NO_PARAMS_MSG)
-        _validation.check_real_leaves("params", params)
-        _validation.check_real_leaves("updates", updates)
-        _validation.check_same_trees("updates", updates, "params", params)
-        _validation.check_same_shapes("state.initial", state.initial, "params", params)
+            raise ValueError(checks.NO_PARAMS_MSG)
+        checks.real_leaves("params", params)
+        checks.real_leaves("updates", updates)
+        checks.same_trees("updates", updates, "params", params)
+        checks.same_shapes("state.initial", state.initial, "params", params)
         dtype = state.weight_sum.dtype
         # The stage counts from 0; the factor is 1 in the first.
         stage = sum((state.count >= m for m in milestones), start=jnp.int32(0))

@@ -17,12 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from optax._src.base import NO_PARAMS_MSG
 
-from prunadag_optax import _ranking, _validation
-from prunadag_optax._precision import working
-from prunadag_optax.classification import target_count
-from prunadag_optax.schedules import value_at
+from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import value_at, working
+from prunadag_optax._ranking import exact
+from prunadag_optax._ranking.counts import target_count
 
 
 class FrankWolfeState(NamedTuple):
@@ -189,7 +188,7 @@ def diameter(radius: Any, support: Any, ball: str = "k_support") -> Any:
       >>> float(frank_wolfe.diameter(5.0, 4, "k_sparse"))
       20.0
     """
-    _validation.check_choice("ball", ball, tuple(_BALLS))
+    checks.choice("ball", ball, tuple(_BALLS))
     return 2 * radius * _BALLS[ball].half_diameter(support)
 
 
@@ -227,7 +226,7 @@ def make_feasible(
       Array([0.6, 0.8], dtype=float32)
     """
     _check(radius, support, ball, scope)
-    _validation.check_real_leaves("params", params)
+    checks.real_leaves("params", params)
 
     def scale(x, r):
         norm = _BALLS[ball].norm(x, support)
@@ -284,7 +283,7 @@ def initialization_radius(
       networks via Frank-Wolfe: one-shot, any-sparsity, and no retraining, ICLR 2022.
     """
     _check(width, support, ball, scope, name="width")
-    _validation.check_scalar("samples", samples, least=1)
+    checks.scalar("samples", samples, least=1)
 
     def norms(key):
         params = init(key)
@@ -385,17 +384,17 @@ def frank_wolfe(
     """
     _check(radius, support, ball, scope)
     if not callable(learning_rate):
-        _validation.check_scalar("learning_rate", learning_rate, least=0)
+        checks.scalar("learning_rate", learning_rate, least=0)
     if rescale is not None:
         choices = ("diameter", "gradient", "fast_gradient", "relevant")
-        _validation.check_choice("rescale", rescale, choices)
+        checks.choice("rescale", rescale, choices)
     if momentum is not None:
-        _validation.check_scalar("momentum", momentum, least=0, below=1)
-    _validation.check_scalar("dampening", dampening, least=0, most=1)
-    _validation.check_dtype("accumulator_dtype", accumulator_dtype)
+        checks.scalar("momentum", momentum, least=0, below=1)
+    checks.scalar("dampening", dampening, least=0, most=1)
+    checks.dtype("accumulator_dtype", accumulator_dtype)
 
     def init_fn(params: optax.Params) -> Any:
-        _validation.check_real_leaves("params", params)
+        checks.real_leaves("params", params)
         m = None
         if momentum is not None:
             m = optax.tree.zeros_like(params, dtype=accumulator_dtype)
@@ -409,15 +408,13 @@ def frank_wolfe(
     ) -> Any:
         del extra_args
         if params is None:
-            raise ValueError(NO_PARAMS_MSG)
-        _validation.check_real_leaves("params", params)
-        _validation.check_real_leaves("updates", updates)
-        _validation.check_same_trees("updates", updates, "params", params)
+            raise ValueError(checks.NO_PARAMS_MSG)
+        checks.real_leaves("params", params)
+        checks.real_leaves("updates", updates)
+        checks.same_trees("updates", updates, "params", params)
         m = jax.tree.map(working, updates)
         if momentum is not None:
-            _validation.check_same_shapes(
-                "state.momentum", state.momentum, "params", params
-            )
+            checks.same_shapes("state.momentum", state.momentum, "params", params)
             m = _accumulate(state, m, momentum, dampening)
         rate = value_at(learning_rate, state.count)
 
@@ -480,7 +477,7 @@ def fw1(
       M. Jaggi, Revisiting Frank-Wolfe: projection-free sparse convex optimization,
       ICML 2013, Algorithm 1 (c = 2).
     """
-    _validation.check_scalar("shift", shift, above=0)
+    checks.scalar("shift", shift, above=0)
     return frank_wolfe(
         lambda count: shift / (count + shift),
         radius,
@@ -595,24 +592,24 @@ def _by_block(function, scope, radius, *trees) -> Any:
 
 
 def _is_scalar(value: Any) -> bool:
-    return _validation.is_number(value) or _validation.is_scalar_array(value)
+    return checks.is_number(value) or checks.is_scalar_array(value)
 
 
 def _check(radius, support, ball, scope, name="radius") -> None:
-    _validation.check_choice("ball", ball, tuple(_BALLS))
-    _validation.check_choice("scope", scope, ("leaf", "global"))
-    if scope == "global" or _validation.is_number(radius):
-        _validation.check_scalar(name, radius, above=0)
+    checks.choice("ball", ball, tuple(_BALLS))
+    checks.choice("scope", scope, ("leaf", "global"))
+    if scope == "global" or checks.is_number(radius):
+        checks.scalar(name, radius, above=0)
     else:
         for path, leaf in jax.tree_util.tree_leaves_with_path(radius):
             where = name + jax.tree_util.keystr(path)
-            _validation.check_scalar(where, leaf, above=0)
-    _validation.check_fraction_or_count("support", support)
+            checks.scalar(where, leaf, above=0)
+    checks.fraction_or_count("support", support)
 
 
 def _count(support, tree) -> int | jax.Array:
     """The count k among the elements of a tree: at least 1, unless there are none."""
-    _validation.check_fraction_or_count("support", support)
+    checks.fraction_or_count("support", support)
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
     return target_count(support, size)
 
@@ -650,7 +647,7 @@ def _largest(tree, support) -> Any:
     """The tree in working precision, with all but its k largest magnitudes at zero."""
     leaves, treedef = jax.tree.flatten(tree)
     size = sum(np.size(leaf) for leaf in leaves)
-    masks = _ranking.keep_largest(
+    masks = exact.keep_largest(
         [jnp.asarray(leaf) for leaf in leaves],
         jnp.asarray(size - _count(support, tree)),
         [None] * len(leaves),

@@ -10,9 +10,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG
 
-from prunadag_optax import _validation, masks
+from prunadag_optax import masks
+from prunadag_optax._common import checks
 
 
 class GradualPruningState(NamedTuple):
@@ -81,8 +81,8 @@ def gradual_pruning(
     References:
       M. Zhu, S. Gupta, To prune, or not to prune, arXiv:1710.01878, section 3.
     """
-    _validation.check_scalar("every", every, least=1)
-    _validation.check_choice("scope", scope, ("global", "leaf"))
+    checks.scalar("every", every, least=1)
+    checks.choice("scope", scope, ("global", "leaf"))
     if not callable(schedule):
         raise ValueError(
             "schedule must be a function count -> sparsity, such as "
@@ -101,7 +101,7 @@ def gradual_pruning(
         return held
 
     def init_fn(params: optax.Params) -> Any:
-        _validation.check_real_leaves("params", params)
+        checks.real_leaves("params", params)
         return GradualPruningState(
             jnp.zeros([], jnp.int32), _dense(params, where), extended.init(params)
         )
@@ -113,10 +113,10 @@ def gradual_pruning(
         **extra_args: Any,
     ) -> Any:
         if params is None:
-            raise ValueError(NO_PARAMS_MSG)
-        _validation.check_real_leaves("params", params)
-        _validation.check_real_leaves("updates", updates)
-        _validation.check_same_trees("updates", updates, "params", params)
+            raise ValueError(checks.NO_PARAMS_MSG)
+        checks.real_leaves("params", params)
+        checks.real_leaves("updates", updates)
+        checks.same_trees("updates", updates, "params", params)
         sparsity = jnp.asarray(schedule(state.count), jnp.float32)
         mask = jax.lax.cond(
             jnp.asarray(state.count) % every == 0,
@@ -181,11 +181,11 @@ def cubic_sparsity(
     References:
       M. Zhu, S. Gupta, To prune, or not to prune, arXiv:1710.01878, equation (1).
     """
-    _validation.check_scalar("final", final, least=0, most=1)
-    most: Any = 1 if _validation.is_scalar_array(final) else final
-    _validation.check_scalar("initial", initial, least=0, most=most)
-    _validation.check_scalar("begin", begin, least=0)
-    _validation.check_scalar("end", end, above=begin)
+    checks.scalar("final", final, least=0, most=1)
+    most: Any = 1 if checks.is_scalar_array(final) else final
+    checks.scalar("initial", initial, least=0, most=most)
+    checks.scalar("begin", begin, least=0)
+    checks.scalar("end", end, above=begin)
     cubic = optax.polynomial_schedule(
         init_value=initial,
         end_value=final,
@@ -218,8 +218,8 @@ def one_shot_sparsity(sparsity: float, *, step: int) -> optax.Schedule:
       >>> [float(schedule(step)) for step in (9, 10)]
       [0.0, 0.5]
     """
-    _validation.check_scalar("sparsity", sparsity, least=0, most=1)
-    _validation.check_scalar("step", step, least=0)
+    checks.scalar("sparsity", sparsity, least=0, most=1)
+    checks.scalar("step", step, least=0)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         return jnp.where(jnp.asarray(count) >= step, sparsity, 0.0)

@@ -12,13 +12,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG
 
-from prunadag_optax import _ranking, _validation, masks
-from prunadag_optax._precision import working
-from prunadag_optax.classification import target_count
-from prunadag_optax.schedules import value_at
-from prunadag_optax.selection import kth_largest_magnitude
+from prunadag_optax import masks
+from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import value_at, working
+from prunadag_optax._ranking import exact
+from prunadag_optax._ranking.counts import target_count
+from prunadag_optax._ranking.threshold import kth_largest_magnitude
 
 
 def hard_threshold(
@@ -131,7 +131,7 @@ def iterative_hard_thresholding(
     extended = optax.with_extra_args_support(base)
 
     def init_fn(params: optax.Params) -> Any:
-        _validation.check_real_leaves("params", params)
+        checks.real_leaves("params", params)
         start = jnp.zeros([], jnp.int32)
         return IterativeHardThresholdingState(start, extended.init(params))
 
@@ -142,10 +142,10 @@ def iterative_hard_thresholding(
         **extra_args: Any,
     ) -> Any:
         if params is None:
-            raise ValueError(NO_PARAMS_MSG)
-        _validation.check_real_leaves("params", params)
-        _validation.check_real_leaves("updates", updates)
-        _validation.check_same_trees("updates", updates, "params", params)
+            raise ValueError(checks.NO_PARAMS_MSG)
+        checks.real_leaves("params", params)
+        checks.real_leaves("updates", updates)
+        checks.same_trees("updates", updates, "params", params)
         steps, inner = extended.update(updates, state.base, params, **extra_args)
         steps = jax.tree.map(lambda u, x: u.astype(jnp.result_type(x)), steps, params)
         now = value_at(k, state.count)
@@ -224,9 +224,9 @@ def stability(
       1480-1509, there as L-stationarity.
     """
     _check(k, scope)
-    _validation.check_scalar("learning_rate", learning_rate, above=0)
-    _validation.check_real_leaves("gradients", gradients)
-    _validation.check_same_trees("gradients", gradients, "params", params)
+    checks.scalar("learning_rate", learning_rate, above=0)
+    checks.real_leaves("gradients", gradients)
+    checks.same_trees("gradients", gradients, "params", params)
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
     steps = [
         jnp.asarray(learning_rate * jnp.abs(working(leaf)))
@@ -289,7 +289,7 @@ def ht_stable(
     References:
       Damadi, Shen (2022).
     """
-    _validation.check_scalar("tolerance", tolerance, least=0)
+    checks.scalar("tolerance", tolerance, least=0)
     point = stability(params, gradients, k, learning_rate, scope=scope, where=where)
     return (point.residual <= tolerance) & (point.margin >= 0)
 
@@ -317,11 +317,11 @@ def _mask(tree: Any, k: Any, scope: str, where: masks.Where | None) -> Any:
     found: list[Any] = [None] * len(paths_leaves)
     for group in _groups(tree, scope, where):
         for i in group:
-            _validation.check_real_leaf("tree", *paths_leaves[i])
+            checks.real_leaf("tree", *paths_leaves[i])
         members = [jnp.asarray(paths_leaves[i][1]) for i in group]
         size = sum(leaf.size for leaf in members)
         pruned = jnp.asarray(size - target_count(k, size))
-        kept = _ranking.keep_largest(members, pruned, [None] * len(group))
+        kept = exact.keep_largest(members, pruned, [None] * len(group))
         for i, mask in zip(group, kept, strict=True):
             found[i] = mask
     return treedef.unflatten(found)
@@ -343,6 +343,6 @@ def _largest(leaves: list[jax.Array]) -> Any:
 
 
 def _check(k: Any, scope: str) -> None:
-    _validation.check_choice("scope", scope, ("global", "leaf"))
+    checks.choice("scope", scope, ("global", "leaf"))
     if not callable(k):
-        _validation.check_fraction_or_count("k", k)
+        checks.fraction_or_count("k", k)

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from prunadag_optax import _ranking, _validation, masks, selection
+from prunadag_optax import masks
+from prunadag_optax._common import checks
+from prunadag_optax._ranking import counts, exact
 
 Fraction = float | Callable[[tuple[Any, ...], jax.Array], float]
 
@@ -118,7 +120,7 @@ def lottery_ticket(
       D. M. Roy, M. Carbin, Linear Mode Connectivity and the Lottery Ticket Hypothesis,
       ICML 2020, arXiv:1912.05671, algorithm 2 (rewinding to step k).
     """
-    _validation.check_scalar("rounds", rounds, least=0)
+    checks.scalar("rounds", rounds, least=0)
     if not isinstance(rounds, int):
         raise ValueError(f"rounds must be an integer >= 0; got {rounds!r}.")
     if mask is None:
@@ -133,13 +135,13 @@ def _tickets(
 ) -> Iterator[Ticket]:
     if rewind is not None:
         early = rewind(params)
-        _validation.check_same_trees("rewind(params)", early, "params", params)
+        checks.same_trees("rewind(params)", early, "params", params)
         params = early
     for count in range(rounds + 1):
         start = masks.apply_mask(params, mask)
         trained = train(start, mask)
         trained, aux = trained if has_aux else (trained, None)
-        _validation.check_same_trees("train(start, mask)", trained, "params", params)
+        checks.same_trees("train(start, mask)", trained, "params", params)
         _check_pruned(trained, mask)
         yield Ticket(mask, start, trained, aux)
         if count < rounds:
@@ -147,13 +149,13 @@ def _tickets(
 
 
 def _check(params: Any, mask: Any, fraction: Any, scope: str) -> None:
-    _validation.check_choice("scope", scope, ("global", "leaf"))
-    _validation.check_mask(mask, params)
+    checks.choice("scope", scope, ("global", "leaf"))
+    checks.mask(mask, params)
     for path, leaf, keep in _leaves(params, mask)[0]:
         if keep is not None:
-            _validation.check_real_leaf("params", path, leaf)
+            checks.real_leaf("params", path, leaf)
     if not callable(fraction):
-        _validation.check_scalar("fraction", fraction, least=0, below=1)
+        checks.scalar("fraction", fraction, least=0, below=1)
     elif scope == "global":
         raise ValueError(
             "fraction must be a number in [0, 1) with scope='global', where all leaves "
@@ -254,10 +256,10 @@ def prune_remaining(
             path, leaf, _ = rows[group[0]]
             share = fraction(path, leaf)
             name = f"fraction({jax.tree_util.keystr(path)})"
-            _validation.check_scalar(name, share, least=0, below=1)
+            checks.scalar(name, share, least=0, below=1)
         leaves = [jnp.asarray(rows[i][1]) for i in group]
         held = [found[i] for i in group]
-        kept = _ranking.keep_largest(leaves, _pruned_count(held, share), held)
+        kept = exact.keep_largest(leaves, _pruned_count(held, share), held)
         for i, keep in zip(group, kept, strict=True):
             found[i] = keep
     return treedef.unflatten(found)
@@ -265,9 +267,9 @@ def prune_remaining(
 
 def _pruned_count(held: list[jax.Array], share: Any) -> Any:
     size = sum(keep.size for keep in held)
-    dtype = selection.count_dtype(size)
+    dtype = counts.count_dtype(size)
     kept = sum((jnp.sum(keep, dtype=dtype) for keep in held), jnp.zeros((), dtype))
-    if isinstance(kept, Tracer) or _validation.is_scalar_array(share):
+    if isinstance(kept, Tracer) or checks.is_scalar_array(share):
         return size - kept + jnp.round(share * kept).astype(dtype)
     return size - int(kept) + round(float(share) * int(kept))
 

@@ -13,37 +13,37 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG
 
-from prunadag_optax import _validation
-from prunadag_optax._precision import working
-from prunadag_optax.methods.proximal_operators import (
+from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import value_at, working
+from prunadag_optax.methods.penalties.operators import (
     prox_group_lasso as prox_group_lasso,
 )
-from prunadag_optax.methods.proximal_operators import prox_group_mcp as prox_group_mcp
-from prunadag_optax.methods.proximal_operators import prox_k_support as prox_k_support
-from prunadag_optax.methods.proximal_operators import prox_l1 as prox_l1
-from prunadag_optax.methods.proximal_operators import prox_nuclear as prox_nuclear
-from prunadag_optax.methods.proximal_operators import (
+from prunadag_optax.methods.penalties.operators import prox_group_mcp as prox_group_mcp
+from prunadag_optax.methods.penalties.operators import prox_k_support as prox_k_support
+from prunadag_optax.methods.penalties.operators import prox_l1 as prox_l1
+from prunadag_optax.methods.penalties.operators import prox_nuclear as prox_nuclear
+from prunadag_optax.methods.penalties.operators import (
     weighted_prox_group_lasso as weighted_prox_group_lasso,
 )
-from prunadag_optax.methods.proximal_operators import (
+from prunadag_optax.methods.penalties.operators import (
     weighted_prox_group_mcp as weighted_prox_group_mcp,
 )
-from prunadag_optax.methods.proximal_operators import (
+from prunadag_optax.methods.penalties.operators import (
     weighted_prox_l1 as weighted_prox_l1,
 )
-from prunadag_optax.methods.regularisers import Regulariser as Regulariser
-from prunadag_optax.methods.regularisers import group_lasso as group_lasso
-from prunadag_optax.methods.regularisers import group_mcp as group_mcp
-from prunadag_optax.methods.regularisers import group_sparsity as group_sparsity
-from prunadag_optax.methods.regularisers import is_kernel as is_kernel
-from prunadag_optax.methods.regularisers import k_support as k_support
-from prunadag_optax.methods.regularisers import l1 as l1
-from prunadag_optax.methods.regularisers import nuclear as nuclear
-from prunadag_optax.methods.regularisers import weighted_prox as weighted_prox
-from prunadag_optax.methods.regularisers import zero as zero
-from prunadag_optax.schedules import value_at
+from prunadag_optax.methods.penalties.regularisers import Regulariser as Regulariser
+from prunadag_optax.methods.penalties.regularisers import group_lasso as group_lasso
+from prunadag_optax.methods.penalties.regularisers import group_mcp as group_mcp
+from prunadag_optax.methods.penalties.regularisers import (
+    group_sparsity as group_sparsity,
+)
+from prunadag_optax.methods.penalties.regularisers import is_kernel as is_kernel
+from prunadag_optax.methods.penalties.regularisers import k_support as k_support
+from prunadag_optax.methods.penalties.regularisers import l1 as l1
+from prunadag_optax.methods.penalties.regularisers import nuclear as nuclear
+from prunadag_optax.methods.penalties.regularisers import weighted_prox as weighted_prox
+from prunadag_optax.methods.penalties.regularisers import zero as zero
 
 
 class ProxState(NamedTuple):
@@ -131,13 +131,13 @@ def proxgen(
         )
     check_regulariser(regulariser)
     if not callable(learning_rate):
-        _validation.check_scalar("learning_rate", learning_rate, least=0)
+        checks.scalar("learning_rate", learning_rate, least=0)
     if not (relaxation is None or callable(relaxation)):
-        _validation.check_scalar("relaxation", relaxation, above=0, most=1)
-    _validation.check_scalar("weight_decay", weight_decay, least=0)
+        checks.scalar("relaxation", relaxation, above=0, most=1)
+    checks.scalar("weight_decay", weight_decay, least=0)
 
     def init_fn(params: optax.Params) -> Any:
-        _validation.check_real_leaves("params", params)
+        checks.real_leaves("params", params)
         point = None if relaxation is None else copy(params)
         inner = direction.init(jax.tree.map(_wide, params))
         return ProxState(jnp.zeros([], jnp.int32), inner, point)
@@ -150,10 +150,10 @@ def proxgen(
     ) -> Any:
         del extra_args
         if params is None:
-            raise ValueError(NO_PARAMS_MSG)
-        _validation.check_real_leaves("params", params)
-        _validation.check_real_leaves("updates", updates)
-        _validation.check_same_trees("updates", updates, "params", params)
+            raise ValueError(checks.NO_PARAMS_MSG)
+        checks.real_leaves("params", params)
+        checks.real_leaves("updates", updates)
+        checks.same_trees("updates", updates, "params", params)
         rate, share = (value_at(f, state.count) for f in (learning_rate, relaxation))
         x = jax.tree.map(working, params)
         smooth, inner = direction.update(
@@ -235,9 +235,9 @@ def prox_adam(
       Yun, Lozano, Yang (2021). T. Deleu, Y. Bengio, Structured sparsity inducing
       adaptive optimizers for deep learning, arXiv:2102.03869 (2021).
     """
-    _validation.check_scalar("b1", b1, least=0, below=1)
-    _validation.check_scalar("b2", b2, least=0, below=1)
-    _validation.check_scalar("eps", eps, least=0)
+    checks.scalar("b1", b1, least=0, below=1)
+    checks.scalar("b2", b2, least=0, below=1)
+    checks.scalar("eps", eps, least=0)
 
     def metric(state: optax.ScaleByAdamState) -> Any:
         v = state.nu
@@ -300,7 +300,7 @@ def prox_sgd(
     """
     direction = optax.identity()
     if momentum is not None:
-        _validation.check_scalar("momentum", momentum, least=0, below=1)
+        checks.scalar("momentum", momentum, least=0, below=1)
         direction = optax.ema(momentum, debias=False)  # pyright: ignore[reportArgumentType]
     return proxgen(
         learning_rate,

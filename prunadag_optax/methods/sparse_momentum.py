@@ -13,17 +13,20 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG
 
-from prunadag_optax import _validation, masks, selection
-from prunadag_optax._precision import working
-from prunadag_optax.classification import scores_of
+from prunadag_optax import masks
+from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import working
+from prunadag_optax._common.leaves import chosen
+from prunadag_optax._core.variants import scores_of
+from prunadag_optax._ranking import counts
+from prunadag_optax._ranking.threshold import at_least_kth
 
 
 class ActiveGradientsState(NamedTuple):
     """State of `active_gradients`: where the next search begins, for its speed."""
 
-    threshold: jax.Array  # the Q-th largest score, shape=(), dtype=float32
+    threshold_hint: jax.Array  # the Q-th largest score, shape=(), dtype=float32
 
 
 def active_gradients(
@@ -68,10 +71,10 @@ def active_gradients(
       X. Ding et al., Global sparse momentum SGD for pruning very deep neural networks,
       NeurIPS 2019, equations (6)-(8).
     """
-    _validation.check_scalar("compression", compression, least=1)
+    checks.scalar("compression", compression, least=1)
 
     def init_fn(params: optax.Params) -> Any:
-        _validation.check_real_leaves("params", params)
+        checks.real_leaves("params", params)
         return ActiveGradientsState(jnp.zeros((), jnp.float32))
 
     def update_fn(
@@ -82,33 +85,24 @@ def active_gradients(
     ) -> Any:
         del extra_args
         if params is None:
-            raise ValueError(NO_PARAMS_MSG)
-        _validation.check_real_leaves("params", params)
-        _validation.check_real_leaves("updates", updates)
-        _validation.check_same_trees("updates", updates, "params", params)
+            raise ValueError(checks.NO_PARAMS_MSG)
+        checks.real_leaves("params", params)
+        checks.real_leaves("updates", updates)
+        checks.same_trees("updates", updates, "params", params)
         gradients, treedef = jax.tree.flatten(updates)
-        prunable = [
-            i
-            for i, (path, leaf) in enumerate(
-                jax.tree_util.tree_leaves_with_path(params)
-            )
-            if (where or masks.is_matrix)(path, leaf)
-        ]
         scores = jax.tree.leaves(scores_of("taylor")(updates, params))
-        scores = [scores[i] for i in prunable]
-        size = sum(score.size for score in scores)
+        prunable = [i for i, member in enumerate(chosen(params, where)) if member]
+        size = sum(scores[i].size for i in prunable)
         if not size:
             return updates, state
-        dtype = selection.widest(scores)
-        guess = selection.magnitude_to_key(state.threshold, scores)[None]
-        found = selection.kth_largest_keys(
-            scores, _active_count(compression, size)[None], guess
-        )[0]
-        for i, score in zip(prunable, scores, strict=True):
-            active = selection.key_of(score, dtype) >= found
-            gradients[i] = jnp.where(active, gradients[i], 0)
-        threshold = selection.key_to_magnitude(found, scores).astype(jnp.float32)
-        return treedef.unflatten(gradients), ActiveGradientsState(threshold)
+        active, last = at_least_kth(
+            [scores[i] for i in prunable],
+            [_active_count(compression, size)],
+            state.threshold_hint,
+        )
+        for i, kept in zip(prunable, active, strict=True):
+            gradients[i] = jnp.where(kept, gradients[i], 0)
+        return treedef.unflatten(gradients), ActiveGradientsState(last)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -177,11 +171,11 @@ def gsm(
       Ding et al. (2019), equations (6)-(8), algorithm 1.
     """
     if not callable(learning_rate):
-        _validation.check_scalar("learning_rate", learning_rate, least=0)
-    _validation.check_scalar("momentum", momentum, least=0, below=1)
+        checks.scalar("learning_rate", learning_rate, least=0)
+    checks.scalar("momentum", momentum, least=0, below=1)
     if not callable(weight_decay):
-        _validation.check_scalar("weight_decay", weight_decay, least=0)
-    _validation.check_dtype("accumulator_dtype", accumulator_dtype)
+        checks.scalar("weight_decay", weight_decay, least=0)
+    checks.dtype("accumulator_dtype", accumulator_dtype)
     return optax.chain(
         active_gradients(compression, where=where),
         optax.add_decayed_weights(weight_decay),
@@ -192,8 +186,8 @@ def gsm(
 
 def _active_count(compression: Any, size: int) -> jax.Array:
     """Q = floor(n / C), at least 1."""
-    dtype = selection.count_dtype(size)
-    if _validation.is_scalar_array(compression):
+    dtype = counts.count_dtype(size)
+    if checks.is_scalar_array(compression):
         count = jnp.floor(size / working(compression))
         return jnp.clip(count.astype(dtype), 1, size)
     return jnp.asarray(max(1, int(size / compression)), dtype)

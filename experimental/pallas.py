@@ -37,8 +37,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from prunadag_optax import classification, selection, steps, weights
-from prunadag_optax._precision import working
+from prunadag_optax._common import dtypes
+from prunadag_optax._common.dtypes import working
+from prunadag_optax._core import accumulators, classes, steps
+from prunadag_optax._ranking import counts, keys, threshold
 
 MOST_PIVOTS = 32
 _WARPS = 4
@@ -127,7 +129,7 @@ def _call(
 
 def _key(x: jax.Array, dtype: Any) -> jax.Array:
     """The magnitude key of a leaf in a float dtype of at most four bytes, int32."""
-    return selection.key_of(x, dtype).astype(jnp.int32)
+    return keys.key_of(x, dtype).astype(jnp.int32)
 
 
 def count_reaching(
@@ -142,7 +144,7 @@ def count_reaching(
     .. math:: N_p = |\{ i : key_i \ge p \}|
 
     Args:
-      leaf: floats whose keys are those of `selection.key_of`, or the keys themselves,
+      leaf: floats whose keys are those of `keys.key_of`, or the keys themselves,
         integers >= 0 of at most 32 bits; any shape.
       pivots: int32, shape (P,), P in 1..32, in any order.
       key_dtype: the float dtype whose bit patterns the keys of a float leaf are; None
@@ -362,7 +364,7 @@ def kth_largest_key(
 ) -> tuple[jax.Array, jax.Array]:
     """A key that the k largest magnitudes of all leaves reach, and only their ties.
 
-    The bracket is that of `selection.kth_largest_keys`; the search stops as soon as
+    The bracket is that of `threshold.kth_largest_keys`; the search stops as soon as
     the count is k, and there are more pivots. A third of them divide the bracket
     evenly, the others stand within three standard deviations of the place where k is
     expected.
@@ -385,9 +387,9 @@ def kth_largest_key(
     """
     if not 3 <= pivots <= MOST_PIVOTS:
         raise ValueError(f"pivots must be in 3..{MOST_PIVOTS}; got {pivots}.")
-    dtype = selection.widest(leaves)
+    dtype = dtypes.widest(leaves)
     size = sum(x.size for x in leaves)
-    count = selection.count_dtype(size)
+    count = counts.count_dtype(size)
     k = jnp.asarray(k, count)
     even = pivots // 3
     most = np.iinfo(np.int16 if dtype.itemsize == 2 else np.int32).max
@@ -419,7 +421,7 @@ def kth_largest_key(
         return low, high, at_low, above_high, aims, passes + 1
 
     def places(span, at_low, above_high):
-        # As `selection._aims`: log N is a straight line over the bracket, and the keys
+        # As `threshold._aims`: log N is a straight line over the bracket, and the keys
         # in it lie below a place as often as a binomial variable says.
         span = span.astype(jnp.float32)
         inside = jnp.maximum((at_low - above_high).astype(jnp.float32), 1)
@@ -497,11 +499,11 @@ def step(
     size = sum(leaf.size for leaf in x)
     if not size:
         raise ValueError("params has no elements.")
-    dtype, guess = selection.widest(g), state[2]
+    dtype, guess = dtypes.widest(g), state[2]
     key, _ = kth_largest_key(
         g,
         classification.target_count(relevant, size),
-        None if guess is None else selection.magnitude_to_key(guess, g),
+        None if guess is None else keys.magnitude_to_key(guess, g),
         pivots=pivots,
         interpret=interpret,
     )
@@ -531,6 +533,6 @@ def step(
     ]
     trees = (treedef.unflatten(list(leaves)) for leaves in zip(*new, strict=True))
     integer = jnp.int16 if dtype.itemsize == 2 else jnp.int32
-    threshold = selection.key_to_magnitude(key.astype(integer), g).astype(jnp.float32)
+    threshold = keys.key_to_magnitude(key.astype(integer), g).astype(jnp.float32)
     x, w_o, w_d = trees
     return x, w_o, w_d, threshold

@@ -11,7 +11,12 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from prunadag_optax.selection import FLOAT_DTYPES
+from prunadag_optax._common.dtypes import FLOAT_DTYPES
+
+NO_PARAMS_MSG = (
+    "params must be given to update: tx.update(gradients, state, params). With None "
+    "there are no parameters to classify or to prune."
+)
 
 
 def is_number(value: Any) -> bool:
@@ -24,7 +29,7 @@ def is_scalar_array(value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray) and value.ndim == 0
 
 
-def check_scalar(
+def scalar(
     name: str,
     value: Any,
     *,
@@ -66,7 +71,22 @@ def check_scalar(
         raise ValueError(f"{name} must be a finite number {allowed}; got {value!r}.")
 
 
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def scalar_or_schedule(name: str, value: Any, **limits: Any) -> None:
+    """`scalar` for a number; a schedule is taken as it is.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what was given.
+      **limits: as for `scalar`.
+
+    Raises:
+      ValueError: naming the argument, the value and what is allowed.
+    """
+    if not callable(value):
+        scalar(name, value, **limits)
+
+
+def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises a ValueError unless `value` is one of `choices`.
 
     Args:
@@ -82,7 +102,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be {allowed}; got {value!r}.")
 
 
-def check_dtype(name: str, value: Any) -> None:
+def dtype(name: str, value: Any) -> None:
     """Raises a ValueError unless `value` is None or a real floating dtype.
 
     Args:
@@ -104,7 +124,7 @@ def check_dtype(name: str, value: Any) -> None:
         )
 
 
-def check_fraction_or_count(name: str, value: Any) -> None:
+def fraction_or_count(name: str, value: Any) -> None:
     """Raises a ValueError unless `value` is a fraction or a count of components.
 
     The value of a scalar array is not looked at: it may be traced.
@@ -128,7 +148,7 @@ def check_fraction_or_count(name: str, value: Any) -> None:
         )
 
 
-def check_relevant(relevant: Any, size: int | None = None) -> None:
+def relevant(relevant: Any, size: int | None = None) -> None:
     """Raises a ValueError unless `relevant` is a fraction, a count or a schedule.
 
     Args:
@@ -149,7 +169,7 @@ def check_relevant(relevant: Any, size: int | None = None) -> None:
         if not isinstance(first, Tracer):
             first = first if np.ndim(first) else np.asarray(first).item()
             try:
-                check_relevant(first)
+                relevant(first)
             except ValueError:
                 raise ValueError(
                     f"relevant must be {allowed}; the schedule returned {first!r} at "
@@ -172,7 +192,7 @@ def check_relevant(relevant: Any, size: int | None = None) -> None:
         raise ValueError(f"relevant must be {allowed}; got {relevant!r}.")
 
 
-def check_real_leaf(name: str, path: tuple[Any, ...], leaf: Any) -> None:
+def real_leaf(name: str, path: tuple[Any, ...], leaf: Any) -> None:
     """Raises a ValueError if a leaf is complex, integer or boolean.
 
     Args:
@@ -193,8 +213,8 @@ def check_real_leaf(name: str, path: tuple[Any, ...], leaf: Any) -> None:
         )
 
 
-def check_real_leaves(name: str, tree: optax.Params) -> None:
-    """`check_real_leaf` for every leaf of a tree.
+def real_leaves(name: str, tree: optax.Params) -> None:
+    """`real_leaf` for every leaf of a tree.
 
     Args:
       name: the argument's name, for the message.
@@ -204,10 +224,10 @@ def check_real_leaves(name: str, tree: optax.Params) -> None:
       ValueError: naming the leaf, its dtype and what is allowed.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        check_real_leaf(name, path, leaf)
+        real_leaf(name, path, leaf)
 
 
-def check_same_trees(name: str, tree: Any, other_name: str, other: Any) -> None:
+def same_trees(name: str, tree: Any, other_name: str, other: Any) -> None:
     """Raises a ValueError unless two trees agree in structure and in shapes.
 
     Args:
@@ -225,10 +245,10 @@ def check_same_trees(name: str, tree: Any, other_name: str, other: Any) -> None:
             f"{name} and {other_name} must have the same tree structure; got "
             f"{structure} and {other_structure}."
         )
-    check_same_shapes(name, tree, other_name, other)
+    same_shapes(name, tree, other_name, other)
 
 
-def check_same_shapes(name: str, tree: Any, other_name: str, other: Any) -> None:
+def same_shapes(name: str, tree: Any, other_name: str, other: Any) -> None:
     """Raises a ValueError where the leaves of two trees differ in shape.
 
     Args:
@@ -252,7 +272,7 @@ def check_same_shapes(name: str, tree: Any, other_name: str, other: Any) -> None
             )
 
 
-def check_mask(mask: Any, params: optax.Params) -> None:
+def mask(mask: Any, params: optax.Params) -> None:
     """Raises a ValueError unless `mask` fits `params`.
 
     Args:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from prunadag_optax._precision import working
+from prunadag_optax._common.dtypes import working
 
 # Steps of the secular Newton iteration. To rounding in float64 it takes 7 at most on
 # random groups with metrics that spread to 1e8, and 12 on the worst that a search of
@@ -35,7 +35,7 @@ def group_axes(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
       ValueError: if the array lacks one of `axis`.
 
     Examples:
-      >>> from prunadag_optax.methods import groups
+      >>> from prunadag_optax.methods.penalties import groups
       >>> groups.group_axes((3, 3, 16, 32), -2)
       (0, 1, 3)
     """
@@ -78,7 +78,7 @@ def group_norms(x: jax.Array, axis: Axis) -> jax.Array:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import groups
+      >>> from prunadag_optax.methods.penalties import groups
       >>> groups.group_norms(jnp.array([[3.0, 4.0], [0.0, 2.0]]), 0)
       Array([[5.],
              [2.]], dtype=float32)
@@ -122,7 +122,7 @@ def secular_root(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import groups
+      >>> from prunadag_optax.methods.penalties import groups
       >>> b = jnp.array([3.0, 4.0])
       >>> norm = groups.group_norms(b, ())
       >>> float(groups.secular_root(b, norm, jnp.ones(2), jnp.float32(2), ())[0])

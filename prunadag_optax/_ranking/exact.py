@@ -1,4 +1,4 @@
-"""Which weights the smallest magnitudes are, with exact counts and ties by index."""
+"""Which weights the largest magnitudes are: exactly k, ties by index."""
 
 import functools
 from typing import Any
@@ -8,52 +8,67 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from prunadag_optax import selection
+from prunadag_optax._common.dtypes import widest
+from prunadag_optax._ranking import counts, keys, threshold
 
 
-def _ranks(leaves_and_held: tuple[list[jax.Array], list[Any]]) -> list[jax.Array]:
+def _rank(dtype: Any, x: jax.Array, keep: jax.Array) -> jax.Array:
     """Keys in the order of the magnitudes, with -1 for what is pruned already."""
-    leaves, held = leaves_and_held
-    return [
-        key if keep is None else jnp.where(keep, key, -1)
-        for key, keep in zip(selection.magnitude_keys(leaves), held, strict=True)
-    ]
+    return jnp.where(keep, keys.key_of(x, dtype), -1)
+
+
+def _itself(key: jax.Array) -> jax.Array:
+    return key
 
 
 @jax.jit
 def keep_largest(
     leaves: list[jax.Array], count: jax.Array, held: list[Any]
 ) -> list[jax.Array]:
-    """Masks that leave out the `count` smallest magnitudes of all leaves."""
-    ranked = (leaves, held)
-    keys = _ranks(ranked)
-    size = sum(key.size for key in keys)
+    """Masks that leave out the `count` smallest magnitudes of all leaves.
+
+    Args:
+      leaves: arrays of real floating dtypes.
+      count: how many to leave out, 0..n. What `held` leaves out comes first, even where
+        that is more.
+      held: for each leaf the bool mask that it has already, or None.
+
+    Returns:
+      Bool arrays like `leaves`, True = keep.
+    """
+    size = sum(x.size for x in leaves)
     if not size:
-        return [jnp.ones(key.shape, bool) for key in keys]
-    dtype = selection.count_dtype(size)
-    pruned = sum(jnp.sum(key < 0, dtype=dtype) for key in keys)
+        return [jnp.ones(x.shape, bool) for x in leaves]
+    kept = [
+        jnp.ones_like(x, bool) if mask is None else mask
+        for x, mask in zip(leaves, held, strict=True)
+    ]
+    rank = functools.partial(_rank, widest(leaves))
+    ranks = [rank(x, keep) for x, keep in zip(leaves, kept, strict=True)]
+    dtype = counts.count_dtype(size)
+    pruned = sum(jnp.sum(key < 0, dtype=dtype) for key in ranks)
     count = jnp.maximum(jnp.asarray(count, dtype), pruned)
     # The count-th smallest is the (n - count + 1)-th largest.
-    threshold = selection.kth_largest_keys(
-        ranked, jnp.clip(size - count + 1, 1, size)[None], keys_of=_ranks
+    last = threshold.kth_largest(
+        [leaves, kept], jnp.clip(size - count + 1, 1, size)[None], key=rank
     )[0]
-    below = sum(jnp.sum(key < threshold, dtype=dtype) for key in keys)
+    below = sum(jnp.sum(key < last, dtype=dtype) for key in ranks)
     # Of the magnitudes that tie at the threshold the first (count - below) go. Where
     # the last of these stands is a selection again, over positions counted from the
     # end (so that the first is the largest), with 0 where there is no tie.
     positions, offset = [], 0
-    for key in keys:
+    for key in ranks:
         positions.append(dtype(size - offset) - _row_major_index(key, dtype))
         offset += key.size
     tied = [
-        jnp.where(key == threshold, position, dtype(0))
-        for key, position in zip(keys, positions, strict=True)
+        jnp.where(key == last, position, dtype(0))
+        for key, position in zip(ranks, positions, strict=True)
     ]
     left = jnp.maximum(count - below, 1)[None]
-    last = selection.kth_largest_keys(tied, left, keys_of=list)[0]
+    first = threshold.kth_largest([tied], left, key=_itself)[0]
     return [
-        (count == 0) | (key > threshold) | ((key == threshold) & (position < last))
-        for key, position in zip(keys, positions, strict=True)
+        (count == 0) | (key > last) | ((key == last) & (position < first))
+        for key, position in zip(ranks, positions, strict=True)
     ]
 
 
@@ -73,7 +88,7 @@ def _row_major_index(x: jax.Array, dtype: Any) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=("n", "m", "axis"))
 def keep_largest_in_groups(x: jax.Array, n: int, m: int, axis: int) -> jax.Array:
     """The mask of the n largest magnitudes in every m consecutive along an axis."""
-    key = jnp.moveaxis(selection.magnitude_keys(x)[0], axis, -1)
+    key = jnp.moveaxis(keys.key_of(x, x.dtype), axis, -1)
     groups = key.reshape(*key.shape[:-1], key.shape[-1] // m, m)
     # The rank of each within its group; a stable sort puts the lowest index first.
     rank = jnp.argsort(jnp.argsort(groups, axis=-1, stable=True), axis=-1)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from prunadag_optax import masks, plotting, prunadag, robustness
+from prunadag_optax import evaluation, masks, plotting, prunadag
 
 SPARSITIES = [0.0, 0.3, 0.5, 0.9, 1.0]
 
@@ -51,7 +51,7 @@ def test_curve_counts_are_exact_and_unprunable_leaves_stay(params):
             "bias": jnp.linalg.norm(pruned["dense"]["bias"]),
         }
 
-    curve = robustness.pruning_curve(metrics, params, SPARSITIES, where=kernels)
+    curve = evaluation.pruning_curve(metrics, params, SPARSITIES, where=kernels)
     assert curve.values["zeros"] == tuple(round(s * 45) for s in SPARSITIES)
     assert len(set(curve.values["bias"])) == 1
 
@@ -64,7 +64,7 @@ def test_curve_accepts_any_order_and_masks_are_nested(params):
         seen[int(kept.sum())] = np.asarray(kept)
         return kept.sum()
 
-    robustness.pruning_curve(remember, params, [0.9, 0.1, 0.5], progress=False)
+    evaluation.pruning_curve(remember, params, [0.9, 0.1, 0.5], progress=False)
     kept = [seen[count] for count in sorted(seen)]
     for fewer, more in itertools.pairwise(kept):
         assert (more | ~fewer).all()
@@ -72,7 +72,7 @@ def test_curve_accepts_any_order_and_masks_are_nested(params):
 
 def test_curve_prints_exports_and_plots(params, tmp_path):
     norm = lambda p: {"norm": optax.tree.norm(p), "one": 1}  # noqa: E731
-    curve = robustness.pruning_curve(norm, params, SPARSITIES)
+    curve = evaluation.pruning_curve(norm, params, SPARSITIES)
     lines = str(curve).splitlines()
     assert lines[0].split() == ["sparsity", "norm", "one"]
     assert [float(line.split()[0]) for line in lines[1:]] == SPARSITIES
@@ -98,7 +98,7 @@ def test_error_is_the_gradient_norm_and_the_root_of_the_loss_change():
     def loss(x):
         return 0.5 * jnp.sum((a @ x - b) ** 2)
 
-    rho, omega = robustness.pruning_error(loss, jnp.asarray(x), SPARSITIES)
+    rho, omega = evaluation.pruning_error(loss, jnp.asarray(x), SPARSITIES)
     value = lambda x: 0.5 * np.sum((a @ x - b) ** 2)  # noqa: E731
     for i, sparsity in enumerate(SPARSITIES):
         pruned = numpy_pruned(x, sparsity)
@@ -114,7 +114,7 @@ def test_error_works_under_jit_and_vmap():
     xs = jnp.stack([target, -target, 2 * target])
 
     def error(x):
-        return robustness.pruning_error(loss, x, [0.4, 0.7])
+        return evaluation.pruning_error(loss, x, [0.4, 0.7])
 
     together = jax.jit(jax.vmap(error))(xs)
     apart = [error(x) for x in xs]
@@ -125,14 +125,14 @@ def test_error_works_under_jit_and_vmap():
 
 def test_summary_counts_kept_weights_with_and_without_a_mask(params):
     pruned, mask = masks.prune(params, 0.6, where=kernels)
-    with_mask = robustness.summary(pruned, mask).to_dict()
-    without = robustness.summary(pruned).to_dict()
+    with_mask = evaluation.summary(pruned, mask).to_dict()
+    without = evaluation.summary(pruned).to_dict()
     assert with_mask == without
     assert with_mask["leaf"][-1] == "total"
     assert with_mask["kept"][-1] == 50 - round(0.6 * 45)
     assert with_mask["kept"][-1] == sum(with_mask["kept"][:-1])
     assert with_mask["sparsity"][-1] == pytest.approx(27 / 50)
-    assert len(str(robustness.summary(pruned)).splitlines()) == 5
+    assert len(str(evaluation.summary(pruned)).splitlines()) == 5
 
 
 @pytest.mark.parametrize(
@@ -143,12 +143,12 @@ def test_summary_share_optimisable_is_that_of_the_next_update(settings, expected
     x, g = jnp.linspace(1.0, 2.0, 10), jnp.linspace(0.1, 1.0, 10)
     tx = optax.chain(optax.clip_by_global_norm(1e9), prunadag(**settings))
     state = tx.init(x)
-    table = robustness.summary({"w": x}["w"], gradients=g, state=state, **settings)
+    table = evaluation.summary({"w": x}["w"], gradients=g, state=state, **settings)
     assert table.to_dict()["optimisable"] == pytest.approx([expected, expected])
     before = state[1][0].optimisable_weight
     after = tx.update(g, state, x)[1][1][0].optimisable_weight
     assert float((after != before).mean()) == pytest.approx(expected)
-    ax = robustness.summary(x, gradients=g, state=state, **settings).plot()
+    ax = evaluation.summary(x, gradients=g, state=state, **settings).plot()
     assert ax.get_legend() is not None
 
 
@@ -156,18 +156,18 @@ def test_summary_warns_of_an_emptied_leaf():
     params = {"big": jnp.full((3, 3), 9.0), "small": jnp.full((2, 2), 0.1)}
     pruned, mask = masks.prune(params, 0.5)
     with pytest.warns(UserWarning, match=r"params\['small'\] is empty: all its 4"):
-        robustness.summary(pruned, mask)
+        evaluation.summary(pruned, mask)
     with pytest.warns(UserWarning, match="small"):
-        robustness.summary(pruned)
+        evaluation.summary(pruned)
     # A bias that starts at zero is no emptied leaf.
-    robustness.summary({"bias": jnp.zeros(3), "w": jnp.ones((2, 2))})
+    evaluation.summary({"bias": jnp.zeros(3), "w": jnp.ones((2, 2))})
 
 
 def test_errors_are_drawn_for_every_method():
     loss = lambda x: jnp.sum((x - 1) ** 2)  # noqa: E731
     grid = [0.25, 0.5]
     errors = {
-        name: robustness.pruning_error(loss, scale * jnp.arange(1.0, 5), grid)
+        name: evaluation.pruning_error(loss, scale * jnp.arange(1.0, 5), grid)
         for name, scale in [("a", 1.0), ("b", 2.0)]
     }
     ax = plotting.plot_errors(grid, errors, measure="omega")
@@ -179,6 +179,6 @@ def test_errors_are_drawn_for_every_method():
 
 def test_plotting_without_matplotlib_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
-    curve = robustness.PruningCurve((0.0,), {"m": (1.0,)})
+    curve = evaluation.PruningCurve((0.0,), {"m": (1.0,)})
     with pytest.raises(ImportError, match=r"prunadag_optax\[plot\]"):
         curve.plot()

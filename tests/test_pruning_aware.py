@@ -12,9 +12,9 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optax._src.base import NO_PARAMS_MSG
 
 from prunadag_optax import eval_params, masks, prunadag_w, recipes, schedules
+from prunadag_optax._common.checks import NO_PARAMS_MSG
 from tests.precision import enable_x64
 
 SHAPES = {"a": {"bias": (4,), "kernel": (6, 4)}, "b": {"kernel": (4, 3)}}

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from prunadag_optax.methods.groups import group_norms, secular_root
+from prunadag_optax.methods.penalties.groups import group_norms, secular_root
 
 
 def remainder(

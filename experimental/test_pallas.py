@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from prunadag_optax import _pallas, prunadag, selection
+from experimental import pallas
+from prunadag_optax import prunadag
+from prunadag_optax._ranking import keys, threshold
 
 pytestmark = pytest.mark.skipif(
     not hasattr(triton, "load"), reason="this jax has an older Pallas"
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 # A power of two: a product with it is exact, wherever a compiler puts it.
 RATE = 1 / 16
-BLOCK = _pallas._CHUNK * _pallas._CHUNKS
+BLOCK = pallas._CHUNK * pallas._CHUNKS
 VARIANTS = ("v1", "v2", "v3", "v4")
 # A leaf of whole blocks and one that ends within a block.
 SHAPES = ((2 * BLOCK,), (BLOCK // 2 + 77, 3))
@@ -44,7 +46,7 @@ def plain_step(x, state, g, *, variant, accumulator=None):
 
 @functools.partial(jax.jit, static_argnames=("variant", "pivots", "interpret"))
 def own_step(x, state, g, count, *, variant, pivots=5, interpret=None):
-    return _pallas.step(
+    return pallas.step(
         x,
         state,
         g,
@@ -190,16 +192,16 @@ def test_keys_are_counted_as_floats_are():
     assert counts.tolist() == [9, 6, 2, 0, 9]
 
 
-counting = jax.jit(_pallas.count_reaching)
+counting = jax.jit(pallas.count_reaching)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("key_dtype", [None, "float32"])
 def test_counts_of_every_half_precision_number(dtype, key_dtype):
     leaf = jnp.arange(2**16, dtype=jnp.uint16).view(dtype)
-    keys = selection.key_of(leaf, key_dtype or dtype).astype(jnp.int32)
+    keys = keys.key_of(leaf, key_dtype or dtype).astype(jnp.int32)
     pivots = keys[jnp.arange(1, 2**15, 4096)]
-    counts = _pallas.count_reaching(leaf, pivots, key_dtype=key_dtype)
+    counts = pallas.count_reaching(leaf, pivots, key_dtype=key_dtype)
     expected = (np.asarray(keys)[:, None] >= np.asarray(pivots)[None]).sum(0)
     np.testing.assert_array_equal(counts, expected)
 
@@ -208,13 +210,13 @@ def test_counts_of_every_half_precision_number(dtype, key_dtype):
 @pytest.mark.parametrize("guess", [None, 1.3])
 def test_search_finds_the_rank_in_few_passes(pivots, guess):
     leaves, k = normal(3), 1434
-    keys = np.concatenate([np.ravel(selection.key_of(x, x.dtype)) for x in leaves])
+    keys = np.concatenate([np.ravel(keys.key_of(x, x.dtype)) for x in leaves])
     answer = np.sort(keys)[-k]
     near = None
     if guess is not None:
         near = answer.view(np.float32) * np.float32(guess)
-        near = selection.key_of(jnp.asarray(near), jnp.float32)
-    search = jax.jit(functools.partial(_pallas.kth_largest_key, pivots=pivots))
+        near = keys.key_of(jnp.asarray(near), jnp.float32)
+    search = jax.jit(functools.partial(pallas.kth_largest_key, pivots=pivots))
     key, passes = search(leaves, k, near)
     assert (keys >= key).sum() == k
     assert passes <= (4 if guess else 6)
@@ -222,8 +224,8 @@ def test_search_finds_the_rank_in_few_passes(pivots, guess):
 
 def test_squares_are_the_norms():
     g, x = normal(1)[1], normal(2)[1]
-    threshold = selection.key_of(jnp.float32(1), jnp.float32)
-    g_squared, x_squared = _pallas.squares(g, x, threshold)
+    threshold = keys.key_of(jnp.float32(1), jnp.float32)
+    g_squared, x_squared = pallas.squares(g, x, threshold)
     g, x = np.asarray(g, np.float64), np.asarray(x, np.float64)
     relevant = np.abs(g) >= 1
     in_s = ~relevant & (np.sign(x) == np.sign(g))
@@ -234,17 +236,17 @@ def test_squares_are_the_norms():
 def test_what_is_refused():
     x = jnp.ones(3)
     with pytest.raises(ValueError, match=r"1\.\.32"):
-        _pallas.count_reaching(x, jnp.zeros(33, jnp.int32))
+        pallas.count_reaching(x, jnp.zeros(33, jnp.int32))
     with pytest.raises(ValueError, match="upper"):
-        _pallas.update(x, x, x, x, x[0], learning_rate=1, decrease=1, upper="no")
+        pallas.update(x, x, x, x, x[0], learning_rate=1, decrease=1, upper="no")
     with pytest.raises(ValueError, match="variant"):
-        _pallas.step(x, (x, x, None), x, variant="relevant_only")
+        pallas.step(x, (x, x, None), x, variant="relevant_only")
     with pytest.raises(ValueError, match="int32"):
-        _pallas.step(x, (x, x, None), x.astype("int32"))
+        pallas.step(x, (x, x, None), x.astype("int32"))
     with pytest.raises(ValueError, match="no elements"):
-        _pallas.step(x[:0], (x[:0], x[:0], None), x[:0])
+        pallas.step(x[:0], (x[:0], x[:0], None), x[:0])
     with pytest.raises(ValueError, match="pivots"):
-        _pallas.step(x, (x, x, None), x, pivots=2)
+        pallas.step(x, (x, x, None), x, pivots=2)
 
 
 def for_cuda(function, *shapes):

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from prunadag_optax import _backend, classify, prunadag, selection
+from prunadag_optax import classify, prunadag
+from prunadag_optax._ranking import engine, keys, threshold
 from tests.precision import enable_x64
 
 # Below and above the size that is worth threads and chunks; a prime has no rows.
@@ -37,7 +38,7 @@ def test_counts():
 
     @jax.jit
     def count(leaves):
-        return _backend.sums_by_leaf(
+        return engine.sums_by_leaf(
             [[(x > t).astype(jnp.int32) for t in (-1.0, 0.0, 1.0)] for x in leaves]
         )
 
@@ -55,7 +56,7 @@ def test_sums_of_pairs(dtype):
         def pair(i, x, y):
             return jnp.where(x > 0, y * y, 0), i * x * x
 
-        return _backend.pair_sums_by_leaf(pair, x, y)
+        return engine.pair_sums_by_leaf(pair, x, y)
 
     with enable_x64(dtype == "float64"):
         first, second = sums(x, y)
@@ -76,7 +77,7 @@ def test_sums_of_mixed_dtypes():
     with enable_x64(True):
         x = [normal(0, 70_000), normal(1, 70_000).astype(float), normal(2, 5)]
         sums = jax.jit(
-            lambda x: _backend.pair_sums_by_leaf(lambda i, x: (x * x, jnp.abs(x)), x)
+            lambda x: engine.pair_sums_by_leaf(lambda i, x: (x * x, jnp.abs(x)), x)
         )(x)
     expected = [[np.sum(v * v) for v in x], [np.sum(np.abs(v)) for v in x]]
     np.testing.assert_allclose(jnp.stack(sums), expected, rtol=1e-4)
@@ -89,10 +90,10 @@ def test_sums_of_stacked_leaves():
 
     @jax.jit
     def sums(x):
-        counts = _backend.sums_by_leaf(
+        counts = engine.sums_by_leaf(
             [[(x > t).astype(jnp.int32) for t in (-0.5, 0.5)] for x in x], stacked
         )
-        squares = _backend.pair_sums_by_leaf(
+        squares = engine.pair_sums_by_leaf(
             lambda i, x: (x * x, -2 * x * x), x, stacked=stacked
         )
         return counts, squares
@@ -112,14 +113,14 @@ def test_blocks_are_of_small_leaves_of_one_size_and_dtype(monkeypatch):
 
     @jax.jit
     def blocks(leaves):
-        seen.append(_backend.blocks_of(leaves, leaves))
-        return _backend.stack(leaves, seen[-1])
+        seen.append(engine.blocks_of(leaves, leaves))
+        return engine.stack(leaves, seen[-1])
 
     monkeypatch.setattr(_backend, "_may_reshape", lambda tree: True)
     shapes = [array.shape for array in blocks(leaves)]
     assert seen.pop() == [(0, 2), (1,), (3,), (4,), (5,), (6,), (7,)]
     assert shapes == [(2, 6), (70_000,), (0,), (5,), (6,), (70_000,), (0,)]
-    assert _backend.blocks_of(leaves) == separate  # not compiled
+    assert engine.blocks_of(leaves) == separate  # not compiled
     monkeypatch.setattr(_backend, "_may_reshape", lambda tree: False)
     jax.clear_caches()
     blocks(leaves)
@@ -133,8 +134,8 @@ def test_sums_under_vmap():
     @jax.jit
     @jax.vmap
     def sums(x):
-        (count,) = _backend.sums_by_leaf([[(x > 0).astype(jnp.int32)]])
-        return count, *_backend.pair_sums_by_leaf(lambda i, x: (x * x, -x * x), [x])
+        (count,) = engine.sums_by_leaf([[(x > 0).astype(jnp.int32)]])
+        return count, *engine.pair_sums_by_leaf(lambda i, x: (x * x, -x * x), [x])
 
     count, positive, negative = sums(x)
     np.testing.assert_array_equal(count[:, 0], np.sum(x > 0, axis=1))
@@ -239,16 +240,16 @@ FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 def test_no_guess_changes_the_outcome(values, k, guess, by_leaf):
     x = np.array(values, np.float32)
     keys = np.sort(x.view(np.int32) & 0x7FFFFFFF)
-    guess = jnp.atleast_1d(selection.magnitude_to_key(guess, x))
+    guess = jnp.atleast_1d(keys.magnitude_to_key(guess, x))
     for start in (None, guess):
-        found = selection.kth_largest_keys([x], jnp.array([k]), start, by_leaf=by_leaf)
+        found = threshold.kth_largest_keys([x], jnp.array([k]), start, by_leaf=by_leaf)
         np.testing.assert_array_equal(found, keys[[-k]])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_passes_over_the_data_are_few(dtype, monkeypatch):
     passes = []
-    plain = _backend.sums_by_leaf
+    plain = engine.sums_by_leaf
 
     def counted(*arguments):
         jax.debug.callback(lambda: passes.append(None))
@@ -260,15 +261,15 @@ def test_passes_over_the_data_are_few(dtype, monkeypatch):
         x = jnp.asarray(rng.normal(size=100_000), dtype)
         bits = 8 * x.dtype.itemsize
         k = jnp.array([10_000])
-        key = selection.kth_largest_keys(x, k)
+        key = threshold.kth_largest_keys(x, k)
         jax.effects_barrier()
         # No worse than the thirds of the bracket alone would be.
         assert len(passes) <= bits / np.log2(3) + 2
         passes.clear()
-        guess = selection.magnitude_to_key(
-            1.1 * selection.key_to_magnitude(key, x).astype(jnp.float32), x
+        guess = keys.magnitude_to_key(
+            1.1 * keys.key_to_magnitude(key, x).astype(jnp.float32), x
         )
-        near = selection.kth_largest_keys(x, k, guess)
+        near = threshold.kth_largest_keys(x, k, guess)
         jax.effects_barrier()
         # In float64 two neighbours lie some 2^40 keys apart, of which one is asked for.
         assert len(passes) <= (25 if dtype == "float64" else 10)

@@ -16,11 +16,17 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from prunadag_optax import _validation, masks
-from prunadag_optax._precision import working
+from prunadag_optax import masks
+from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import working
 from prunadag_optax.methods import frank_wolfe
-from prunadag_optax.methods import proximal_operators as operators
-from prunadag_optax.methods.groups import Axis, group_axes, group_norms, group_weight
+from prunadag_optax.methods.penalties import operators as operators
+from prunadag_optax.methods.penalties.groups import (
+    Axis,
+    group_axes,
+    group_norms,
+    group_weight,
+)
 
 Where = masks.Where
 # What numbers the groups of a leaf; a function gives None for a leaf without groups.
@@ -64,7 +70,7 @@ def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
 
     Examples:
       >>> import jax, jax.numpy as jnp
-      >>> from prunadag_optax.methods import regularisers
+      >>> from prunadag_optax.methods.penalties import regularisers
       >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
       >>> jax.tree_util.tree_map_with_path(regularisers.is_kernel, params)
       {'bias': False, 'kernel': True}
@@ -122,7 +128,7 @@ def l1(strength: chex.Numeric, *, where: Where | None = None) -> Regulariser:
       >>> regulariser.prox(params, 1.0)["kernel"]
       Array([[2., 0.]], dtype=float32)
     """
-    _validation.check_scalar("strength", strength, least=0)
+    checks.scalar("strength", strength, least=0)
 
     def value(path, x):
         del path
@@ -179,7 +185,7 @@ def group_lasso(
     References:
       Yuan, Lin (2006); reweight as in equation (1.3) there.
     """
-    _validation.check_scalar("strength", strength, least=0)
+    checks.scalar("strength", strength, least=0)
     _check_groups(groups, reweight)
 
     def value(path, x):
@@ -246,7 +252,7 @@ def group_mcp(
     References:
       Zhang (2010); Deleu, Bengio (2021).
     """
-    _validation.check_scalar("strength", strength, least=0)
+    checks.scalar("strength", strength, least=0)
     operators._check_gamma(gamma)
     _check_groups(groups, reweight)
 
@@ -302,7 +308,7 @@ def nuclear(strength: chex.Numeric, *, where: Where | None = None) -> Regularise
       Array([[1., 0.],
              [0., 0.]], dtype=float32)
     """
-    _validation.check_scalar("strength", strength, least=0)
+    checks.scalar("strength", strength, least=0)
 
     def value(path, x):
         del path
@@ -346,8 +352,8 @@ def k_support(
     References:
       Argyriou, Foygel, Srebro (2012).
     """
-    _validation.check_scalar("strength", strength, least=0)
-    _validation.check_fraction_or_count("support", support)
+    checks.scalar("strength", strength, least=0)
+    checks.fraction_or_count("support", support)
 
     def split(params):
         paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
@@ -520,7 +526,7 @@ def group_sparsity(
 
 def _check_groups(groups: Any, reweight: Any) -> None:
     if not callable(groups):
-        _validation.check_choice("groups", groups, GROUPS)
+        checks.choice("groups", groups, GROUPS)
     if not isinstance(reweight, bool):
         raise ValueError(f"reweight must be True or False; got {reweight!r}.")
 

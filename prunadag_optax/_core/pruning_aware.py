@@ -17,12 +17,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG
 
-from prunadag_optax import _validation, masks, selection
-from prunadag_optax._precision import working
-from prunadag_optax.classification import target_count
-from prunadag_optax.schedules import value_at
+from prunadag_optax import masks
+from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import value_at, working
+from prunadag_optax._ranking.threshold import kth_largest_magnitude
+from prunadag_optax._ranking.counts import target_count
 
 
 class ScaleByPrunadagWState(NamedTuple):
@@ -147,14 +147,14 @@ def prunadag_w(
       regularization, ICLR 2019. N. Parikh, S. Boyd, Proximal algorithms, 2014,
       section 6.5.2.
     """
-    _validation.check_relevant(relevant)
-    _validation.check_choice("scope", scope, ("global", "leaf"))
-    _validation.check_choice("evaluate", evaluate, ("params", "relevant"))
-    _validation.check_dtype("accumulator_dtype", accumulator_dtype)
-    _validation.check_scalar("b1", b1, least=0, below=1)
+    checks.relevant(relevant)
+    checks.choice("scope", scope, ("global", "leaf"))
+    checks.choice("evaluate", evaluate, ("params", "relevant"))
+    checks.dtype("accumulator_dtype", accumulator_dtype)
+    checks.scalar("b1", b1, least=0, below=1)
     if b2 is not None:
-        _validation.check_scalar("b2", b2, least=0, below=1)
-    _validation.check_scalar("eps", eps, above=0)
+        checks.scalar("b2", b2, least=0, below=1)
+    checks.scalar("eps", eps, above=0)
     for name, value, most in (
         ("learning_rate", learning_rate, None),
         ("weight_decay", weight_decay, None),
@@ -162,10 +162,10 @@ def prunadag_w(
         ("decrease_schedule", decrease_schedule, 1),
     ):
         if not callable(value):
-            _validation.check_scalar(name, value, least=0, most=most)
+            checks.scalar(name, value, least=0, most=most)
 
     def init_fn(params: optax.Params) -> Any:
-        _validation.check_real_leaves("params", params)
+        checks.real_leaves("params", params)
 
         def zeros():
             return jax.tree.map(
@@ -194,13 +194,11 @@ def prunadag_w(
     ) -> Any:
         del extra_args
         if params is None:
-            raise ValueError(NO_PARAMS_MSG)
-        _validation.check_real_leaves("params", params)
-        _validation.check_real_leaves("updates", updates)
-        _validation.check_same_trees("updates", updates, "params", params)
-        _validation.check_same_shapes(
-            "state.first_moment", state.first_moment, "params", params
-        )
+            raise ValueError(checks.NO_PARAMS_MSG)
+        checks.real_leaves("params", params)
+        checks.real_leaves("updates", updates)
+        checks.same_trees("updates", updates, "params", params)
+        checks.same_shapes("state.first_moment", state.first_moment, "params", params)
         count = state.count
         whole = params if evaluate == "params" else state.whole
         threshold = state.threshold
@@ -299,7 +297,7 @@ def eval_params(state: Any, params: optax.Params) -> optax.Params:
             f"state must hold one state of prunadag_w with evaluate='relevant'; it "
             f"holds {len(wholes)}."
         )
-    _validation.check_same_trees("state.whole", wholes[0], "params", params)
+    checks.same_trees("state.whole", wholes[0], "params", params)
     return wholes[0]
 
 
@@ -309,7 +307,7 @@ def eval_params(state: Any, params: optax.Params) -> optax.Params:
 def _prunable(params: Any, where: masks.Where | None) -> list[Any]:
     """The leaves, with None for those that are not prunable."""
     return [
-        leaf if (where or masks.is_matrix)(path, leaf) else None
+        leaf if (where or masks.prunable)(path, leaf) else None
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     ]
 
@@ -325,7 +323,7 @@ def _threshold(
         if not size:
             return jnp.zeros((), _magnitude_dtype(leaves))
         count = target_count(relevant, size)
-        found = selection.kth_largest_magnitude(group, count)
+        found = kth_largest_magnitude(group, count)
         return found.astype(_magnitude_dtype(leaves))
 
     if scope == "global":

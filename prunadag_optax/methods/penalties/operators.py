@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prunadag_optax import _validation
-from prunadag_optax._precision import working
+from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import working
 from prunadag_optax.methods import frank_wolfe
-from prunadag_optax.methods._dual_ball import dual_projection, remainder
-from prunadag_optax.methods.groups import (
+from prunadag_optax.methods.penalties.dual_ball import dual_projection, remainder
+from prunadag_optax.methods.penalties.groups import (
     Axis,
     group_axes,
     group_norms,
@@ -428,13 +428,13 @@ def prox_k_support(
 
 
 def _check(strength: chex.Numeric, scaling: chex.Numeric) -> None:
-    _validation.check_scalar("strength", strength, least=0)
-    _validation.check_scalar("scaling", scaling, least=0)
+    checks.scalar("strength", strength, least=0)
+    checks.scalar("scaling", scaling, least=0)
 
 
 def _check_gamma(gamma: chex.Numeric) -> None:
-    if not (_validation.is_number(gamma) and gamma == math.inf):
-        _validation.check_scalar("gamma", gamma, above=0)
+    if not (checks.is_number(gamma) and gamma == math.inf):
+        checks.scalar("gamma", gamma, above=0)
 
 
 def _threshold(strength: Any, scaling: Any, x: jax.Array) -> jax.Array:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prunadag_optax import _tables, _validation, masks
-from prunadag_optax.prunadag import ScaleByPrunadagState, classification_at
+from prunadag_optax import masks
+from prunadag_optax._common import checks, tables
+from prunadag_optax._core.algorithm import ScaleByPrunadagState, classification_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class PruningCurve:
       values: metric name -> its values, one for each sparsity.
 
     Examples:
-      >>> from prunadag_optax.robustness import PruningCurve
+      >>> from prunadag_optax.evaluation import PruningCurve
       >>> curve = PruningCurve((0.0, 0.9), {"accuracy": (0.95, 0.94)})
       >>> print(curve)
       sparsity  accuracy
@@ -42,7 +43,7 @@ class PruningCurve:
 
     def to_csv(self, path: str | pathlib.Path | None = None) -> str:
         """The table as CSV text, also written to `path` when one is given."""
-        return _tables.to_csv(self.to_dict(), path)
+        return tables.to_csv(self.to_dict(), path)
 
     def plot(self, ax: Any = None, **kwargs: Any) -> Any:
         """Draws the curve; see `prunadag_optax.plotting.plot_curves`."""
@@ -51,7 +52,7 @@ class PruningCurve:
         return plotting.plot_curves(self, ax=ax, **kwargs)
 
     def __str__(self) -> str:
-        return _tables.to_text(self.to_dict())
+        return tables.to_text(self.to_dict())
 
 
 class PruningError(NamedTuple):
@@ -66,7 +67,7 @@ class PruningError(NamedTuple):
     omega: jax.Array
 
 
-class Summary(_tables.Table):
+class Summary(tables.Table):
     """One row a leaf, then a total, from `summary`.
 
     Attributes:
@@ -118,9 +119,9 @@ def pruning_curve(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax import robustness
+      >>> from prunadag_optax import evaluation
       >>> x = jnp.array([4.0, 0.3, 2.0, 0.1])
-      >>> print(robustness.pruning_curve(lambda p: p.sum(), x, [0, 0.5, 0.75]))
+      >>> print(evaluation.pruning_curve(lambda p: p.sum(), x, [0, 0.5, 0.75]))
       sparsity  metric
           0.00  6.4000
           0.50  6.0000
@@ -178,9 +179,9 @@ def pruning_error(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax import robustness
+      >>> from prunadag_optax import evaluation
       >>> loss = lambda x: jnp.sum((x - jnp.array([3.0, 2.0])) ** 2)
-      >>> rho, omega = robustness.pruning_error(loss, jnp.array([3.0, 2.0]), [0, 0.5])
+      >>> rho, omega = evaluation.pruning_error(loss, jnp.array([3.0, 2.0]), [0, 0.5])
       >>> rho.tolist(), omega.tolist()
       ([0.0, 4.0], [0.0, 2.0])
 
@@ -232,10 +233,10 @@ def summary(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax import masks, robustness
+      >>> from prunadag_optax import masks, evaluation
       >>> params = {"b": jnp.ones(2), "w": jnp.array([[1.0, 0.1], [2.0, 0.2]])}
       >>> pruned, mask = masks.prune(params, 0.5, where=lambda path, x: x.ndim > 1)
-      >>> print(robustness.summary(pruned, mask))
+      >>> print(evaluation.summary(pruned, mask))
       leaf   shape   size  kept  sparsity
       ['b']  (2,)       2     2    0.0000
       ['w']  (2, 2)     4     2    0.5000
@@ -250,7 +251,7 @@ def summary(
     if mask is None:
         kept = [jnp.sum(masks.nonzero(x)) for x in jax.tree.leaves(params)]
     else:
-        _validation.check_mask(mask, params)
+        checks.mask(mask, params)
         kept = jax.tree.leaves(
             jax.tree.map(
                 lambda keep, x: jnp.size(x) if keep is None else jnp.sum(keep),
@@ -302,7 +303,7 @@ def _find_state(state: Any, params: Any) -> ScaleByPrunadagState:
         raise ValueError(
             f"state must hold one ScaleByPrunadagState; got {len(own)} in it."
         )
-    _validation.check_same_trees(
+    checks.same_trees(
         "state.optimisable_weight", own[0].optimisable_weight, "params", params
     )
     return own[0]
@@ -317,7 +318,7 @@ def _check_sparsities(sparsities: Iterable[float]) -> list[float]:
     if not chosen:
         raise ValueError("sparsities must hold at least one value; got none.")
     for sparsity in chosen:
-        _validation.check_scalar("sparsities", sparsity, least=0, most=1)
+        checks.scalar("sparsities", sparsity, least=0, most=1)
     return [float(sparsity) for sparsity in chosen]
 
 

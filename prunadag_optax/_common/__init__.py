@@ -1,0 +1,1 @@
+"""Leaf and dtype questions, checks and tables: one answer for every module."""

@@ -1,0 +1,53 @@
+"""The frame of every optimizer here: what an optax transformation is given, checked."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import cast_like
+
+
+def checked(
+    init: Callable[[optax.Params], Any],
+    update: Callable[..., tuple[optax.Updates, Any]],
+    *,
+    like_params: str | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """An optax transformation that checks its trees before it uses them.
+
+    Args:
+      init: function params -> state.
+      update: function (updates, state, params, **extra_args) -> (updates, state). It
+        may return updates in any dtype; they are cast to the parameters'.
+      like_params: the name of a field of the state that has the shapes of the
+        parameters, so that a state of another tree is told; None: there is none.
+
+    Returns:
+      The transformation. Its `init` and `update` raise a ValueError for leaves that are
+      not real floats, `update` also for trees that do not match and without `params`.
+    """
+
+    def init_fn(params: optax.Params) -> Any:
+        checks.real_leaves("params", params)
+        return init(params)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        if params is None:
+            raise ValueError(checks.NO_PARAMS_MSG)
+        checks.real_leaves("params", params)
+        checks.real_leaves("updates", updates)
+        checks.same_trees("updates", updates, "params", params)
+        if like_params is not None:
+            field = getattr(state, like_params)
+            checks.same_shapes(f"state.{like_params}", field, "params", params)
+        steps, state = update(updates, state, params, **extra_args)
+        return cast_like(steps, params), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,1 @@
+"""The k-th largest of a pytree, and exactly the k largest."""

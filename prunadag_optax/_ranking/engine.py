@@ -1,0 +1,81 @@
+"""Sums over leaves, and what is to be stored: the two things a compiler has to be told.
+
+Here they are a sum and a function call. On accelerators and on meshes they are compiled
+as that; a single CPU device has forms of its own in `xla_cpu`. Which of the two a
+program gets is decided in `_choose` and nowhere else.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from prunadag_optax._ranking import xla_cpu
+
+
+def _choose(on_one_cpu: Callable, plain: Callable, *operands: Any) -> Any:
+    """Calls one of two functions that compute the same.
+
+    The form for one CPU device moves data about, so no other device may hold any of it.
+    Outside jit there is no program to improve.
+    """
+    leaves = jax.tree.leaves(operands)
+    traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
+    sharded = any(
+        axis is not None for x in leaves for axis in jax.typeof(x).sharding.spec
+    )
+    if not traced or sharded or jax.device_count() > 1:
+        return plain(*operands)
+    return lax.platform_dependent(*operands, cpu=on_one_cpu, default=plain)
+
+
+def sums_by_leaf(
+    function: Callable[..., Sequence[jax.Array]],
+    columns: Sequence[Sequence[jax.Array]],
+    of_leaf: Sequence[jax.Array] = (),
+) -> list[jax.Array]:
+    """The sums of several values over the elements of each leaf, in one pass.
+
+    Args:
+      function: from the operands of a leaf, arrays of any one shape, and the scalars of
+        the leaf to arrays of that shape and of one dtype, element by element.
+      columns: the leaves of each operand; those of one index have one shape.
+      of_leaf: arrays with one scalar for each leaf, shape (leaves,).
+
+    Returns:
+      For each value its sums, shape (leaves,).
+    """
+
+    def plain(columns, of_leaf):
+        rows = [
+            [
+                jnp.sum(x, dtype=x.dtype)
+                for x in function(*leaf, *(s[i] for s in of_leaf))
+            ]
+            for i, leaf in enumerate(zip(*columns, strict=True))
+        ]
+        return [jnp.stack(column) for column in zip(*rows, strict=True)]
+
+    def on_one_cpu(columns, of_leaf):
+        return xla_cpu.sums_by_leaf(function, columns, of_leaf)
+
+    return _choose(on_one_cpu, plain, list(columns), list(of_leaf))
+
+
+def stored(function: Callable[..., Any], *operands: Any) -> Any:
+    """Calls a function whose results are to be stored, not computed where they are read.
+
+    Args:
+      function: from the operands to a pytree of arrays.
+      *operands: pytrees of arrays.
+
+    Returns:
+      `function(*operands)`.
+    """
+
+    def on_one_cpu(*operands):
+        return xla_cpu.stored(function, *operands)
+
+    return _choose(on_one_cpu, function, *operands)

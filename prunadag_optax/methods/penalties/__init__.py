@@ -1,0 +1,1 @@
+"""Regularisers of parameter trees and proximal operators on arrays."""
