@@ -20,8 +20,8 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
-from benchmarks.demo import is_kernel, load_images
-from prunadag_optax import evaluation, prunadag
+from benchmarks.demo import load_images
+from prunadag_optax import evaluation, masks, prunadag
 from prunadag_optax.linen import PruningTrainState
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -97,8 +97,8 @@ def optimizers(steps: int) -> dict[str, optax.GradientTransformation]:
         )
         return optax.partition(
             {"kernel": on_kernels, "other": optax.adam(1e-3)},
-            lambda params: jax.tree.map(
-                lambda x: "kernel" if x.ndim > 1 else "other", params
+            lambda params: jax.tree_util.tree_map_with_path(
+                lambda path, x: "kernel" if masks.prunable(path, x) else "other", params
             ),
         )
 
@@ -236,7 +236,6 @@ def main() -> None:
                         accuracy,
                         state.variables,
                         SPARSITIES,
-                        where=is_kernel,
                         recalibrate=(lambda pruned, _: recalibrate(pruned, x_train))
                         if recalibrated
                         else None,

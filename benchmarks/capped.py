@@ -15,8 +15,8 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
-from prunadag_optax import capped, evaluation, prunadag
-from prunadag_optax._core.algorithm import classification_at
+from prunadag_optax import capped, evaluation, masks, prunadag
+from prunadag_optax._core.algorithm import Settings, classification_at
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 ROWS, COLUMNS, RELEVANT = 100, 1000, 100
@@ -43,8 +43,8 @@ def problem(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def solve(variant: Any, a: jax.Array, b: jax.Array, start: jax.Array):
     """One run: its iterations, its rho, and per window the counts (D, past zero)."""
-    settings = {"relevant": RELEVANT, "variant": variant}
-    tx = prunadag(1.0, **settings)
+    settings = Settings(relevant=RELEVANT, variant=variant)
+    tx = prunadag(1.0, RELEVANT, variant=variant)
 
     def loss(x):
         return 0.5 * jnp.sum((a @ x - b) ** 2)
@@ -55,7 +55,7 @@ def solve(variant: Any, a: jax.Array, b: jax.Array, start: jax.Array):
 
     def step(carry: Any) -> Any:
         k, x, state, gradient, counts = carry
-        classes = classification_at(gradient, state[0], x, **settings)
+        classes = classification_at(gradient, state, x, settings)
         updates, state = tx.update(gradient, state, x)
         new = optax.apply_updates(x, updates)
         past = classes.decreasable & (x * new < 0)
@@ -68,7 +68,8 @@ def solve(variant: Any, a: jax.Array, b: jax.Array, start: jax.Array):
     counts = jnp.zeros((len(WINDOWS), 2), int)
     first: Any = 0, start, tx.init(start), jax.grad(loss)(start), counts
     k, x, _, _, counts = jax.lax.while_loop(unfinished, step, first)
-    return k, evaluation.pruning_error(loss, x, SPARSITIES).rho, counts
+    rho = evaluation.pruning_error(loss, x, SPARSITIES, where=masks.everything).rho
+    return k, rho, counts
 
 
 def main() -> None:

@@ -41,12 +41,6 @@ class MLP(nn.Module):
         return nn.Dense(10)(x)
 
 
-def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
-    """Whether a leaf is a kernel, the only kind that is pruned."""
-    del path
-    return leaf.ndim > 1
-
-
 def load_images() -> tuple[jax.Array, ...]:
     """Train and test images, [4000, 784] and [1000, 784] in [0, 1], and labels."""
     images, labels = mnist_data()
@@ -63,8 +57,8 @@ def optimizers(steps: int) -> dict[str, optax.GradientTransformation]:
     def with_adam_on_biases(tx):
         return optax.partition(
             {"kernel": tx, "bias": optax.adam(1e-3)},
-            lambda params: jax.tree.map(
-                lambda x: "kernel" if x.ndim > 1 else "bias", params
+            lambda params: jax.tree_util.tree_map_with_path(
+                lambda path, x: "kernel" if masks.prunable(path, x) else "bias", params
             ),
         )
 
@@ -152,7 +146,6 @@ def main() -> None:
                 lambda params: {"test accuracy": accuracy(params)},
                 trained[name],
                 SPARSITIES,
-                where=is_kernel,
             )
 
     print(f"\nTest accuracy (%) at each share of kernel weights pruned, {steps} steps")
@@ -163,7 +156,7 @@ def main() -> None:
         print(f"{name:{width}}{row}")
 
     shipped = "prunAdag, magnitude"
-    params, mask = masks.prune(trained[shipped], arguments.ship, where=is_kernel)
+    params, mask = masks.prune(trained[shipped], arguments.ship)
     params = masks.finalise(params, mask)
     print(f"\n{shipped}, pruned to {100 * arguments.ship:.0f}%:")
     print(evaluation.summary(params, mask))

@@ -119,15 +119,15 @@ def with_pallas(variant: str) -> Optimizer:
 
     def step(params, state, gradient):
         weights = state.optimisable_weight, state.decreasable_weight
-        params, w_o, w_d, threshold = pallas.step(
+        params, w_o, w_d, hint = pallas.step(
             params,
-            (*weights, state.threshold),
+            (*weights, state.threshold_hint),
             gradient,
             learning_rate=RATE,
             decrease=1.0 / (state.count + 1.0),
             variant=variant,
         )
-        return params, ScaleByPrunadagState(state.count + 1, w_o, w_d, None, threshold)
+        return params, ScaleByPrunadagState(state.count + 1, w_o, w_d, None, hint)
 
     tx = scale_by_prunadag(RATE, variant=variant)
     return Optimizer(tx, PRUNADAG, 2, step=step)

@@ -147,12 +147,19 @@ def mask_costs(
         for scope in ("global", "leaf"):
 
             def mask(params=params, scope=scope) -> Any:
-                made = masks.magnitude_mask(params, 0.9, scope=scope)
+                made = masks.magnitude_mask(
+                    params, 0.9, scope=scope, where=masks.everything
+                )
                 return jax.block_until_ready(made)
 
             def curve(params=params, scope=scope) -> Any:
                 return evaluation.pruning_curve(
-                    metric, params, _SPARSITIES, scope=scope, progress=False
+                    metric,
+                    params,
+                    _SPARSITIES,
+                    scope=scope,
+                    where=masks.everything,
+                    progress=False,
                 )
 
             runs[tree, f"magnitude_mask, {scope}"] = mask

@@ -16,7 +16,9 @@ import optax
 from jax import lax
 
 from prunadag_optax._core import accumulators, steps
-from prunadag_optax._core.classes import Statistics, bounds_of, target_count
+from prunadag_optax._core.classes import acceptable
+from prunadag_optax._core.variants import Statistics, bounds_of
+from prunadag_optax._ranking.counts import target_count
 
 if TYPE_CHECKING:
     import torch  # pyright: ignore[reportMissingImports]
@@ -48,13 +50,11 @@ def top_k(
     Returns:
       The transformation, for parameters and gradients in float32.
     """
-    bounds = bounds_of(variant)
+    lower, upper = bounds_of(variant)
 
     def init_fn(params: Any) -> TopKState:
-        initial = weights.initial(params, initial_weight)
-        return TopKState(
-            jnp.zeros((), jnp.int32), initial, jax.tree.map(jnp.copy, initial)
-        )
+        w_o, w_d = (accumulators.initial(params, initial_weight) for _ in range(2))
+        return TopKState(jnp.zeros((), jnp.int32), w_o, w_d)
 
     def update_fn(updates: Any, state: Any, params: Any = None) -> Any:
         def norm(members: Any, values: Any) -> jax.Array:
@@ -71,22 +71,23 @@ def top_k(
         x_norm = norm(jax.tree.map(lambda r, s: ~r & s, in_r, same), params)
         balance = jnp.where(x_norm > 0, g_norm / jnp.where(x_norm > 0, x_norm, 1), 0)
         statistics = Statistics(1.0 / (state.step + 1.0), g_norm, x_norm, balance)
-        lower, upper = (
-            jax.tree.map(lambda x, b=bound: b(jnp.abs(x), statistics), params)
-            for bound in bounds
+
+        def leaf(g, x, r, w_o, w_d):
+            a, b = (bound(jnp.abs(x), statistics) for bound in (lower, upper))
+            adagrad = steps.optimisable_step(
+                g, accumulators.accumulate(w_o, g), learning_rate
+            )
+            optimisable = r | acceptable(g, x, r, a, b, adagrad)
+            w_o = accumulators.accumulate_where(optimisable, w_o, g)
+            w_d = accumulators.accumulate_where(~optimisable, w_d, x)
+            decrease = steps.decreasable_step(g, x, a, steps.trust_radius(x, w_d))
+            return jnp.where(optimisable, adagrad, decrease), w_o, w_d
+
+        weights = state.optimisable_weight, state.decreasable_weight
+        found = jax.tree.map(leaf, updates, params, in_r, *weights)
+        step, w_o, w_d = jax.tree.transpose(
+            jax.tree.structure(params), jax.tree.structure((0, 0, 0)), found
         )
-        weight = weights.accumulate(state.optimisable_weight, updates)
-        step = steps.optimisable_step(updates, weight, learning_rate)
-        optimisable = jax.tree.map(
-            lambda r, same, a, s, b: r | (same & (a <= jnp.abs(s)) & (jnp.abs(s) <= b)),
-            in_r, same, lower, step, upper,
-        )  # fmt: skip
-        decreasable = jax.tree.map(jnp.logical_not, optimisable)
-        w_o = weights.accumulate_on(optimisable, state.optimisable_weight, updates)
-        w_d = weights.accumulate_on(decreasable, state.decreasable_weight, params)
-        radius = steps.trust_radius(params, w_d)
-        decrease = steps.decreasable_step(updates, params, lower, radius)
-        step = jax.tree.map(jnp.where, optimisable, step, decrease)
         return step, TopKState(state.step + 1, w_o, w_d)
 
     return optax.GradientTransformation(init_fn, update_fn)

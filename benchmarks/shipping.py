@@ -52,7 +52,7 @@ def file_sizes(epochs: int) -> list[dict[str, Any]]:
         params = demo.train(model, tx, x_train, y_train, epochs, bar)
     rows = []
     for sparsity in SHIPPED:
-        pruned, mask = masks.prune(params, sparsity, where=demo.is_kernel)
+        pruned, mask = masks.prune(params, sparsity)
         columns = export.file_sizes(params, mask).to_dict()
         rows.append(
             {

@@ -13,7 +13,12 @@ import optax
 
 from prunadag_optax import masks
 from prunadag_optax._common import checks, tables
-from prunadag_optax._core.algorithm import ScaleByPrunadagState, classification_at
+from prunadag_optax._common.transformation import find_state
+from prunadag_optax._core.algorithm import (
+    ScaleByPrunadagState,
+    Settings,
+    classification_at,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +50,6 @@ class PruningCurve:
         """The table as CSV text, also written to `path` when one is given."""
         return tables.to_csv(self.to_dict(), path)
 
-    def plot(self, ax: Any = None, **kwargs: Any) -> Any:
-        """Draws the curve; see `prunadag_optax.plotting.plot_curves`."""
-        from prunadag_optax import plotting
-
-        return plotting.plot_curves(self, ax=ax, **kwargs)
-
     def __str__(self) -> str:
         return tables.to_text(self.to_dict())
 
@@ -75,12 +74,6 @@ class Summary(tables.Table):
         were given, "optimisable", the share of the leaf's components in O_k.
     """
 
-    def plot(self, ax: Any = None) -> Any:
-        """Draws the table; see `prunadag_optax.plotting.plot_summary`."""
-        from prunadag_optax import plotting
-
-        return plotting.plot_summary(self, ax=ax)
-
 
 def pruning_curve(
     metric_fn: Callable[[optax.Params], Any],
@@ -104,14 +97,14 @@ def pruning_curve(
       params: pytree of trained parameters.
       sparsities: shares to prune, each in [0, 1], in any order.
       scope: "global" or "leaf", as in `masks.magnitude_mask`.
-      where: predicate (path, leaf) -> bool, as in `masks.magnitude_mask`.
+      where: predicate (path, leaf) -> bool; None is `masks.prunable`.
       recalibrate: function (pruned params, sparsity) -> what `metric_fn` gets in place
         of the pruned parameters; for statistics that pruning has made wrong, such as
         those of batch normalisation, computed anew on training data.
       progress: show a bar (tqdm, if it is installed) when it takes over a second.
 
     Returns:
-      A `PruningCurve`, which prints, plots and exports.
+      A `PruningCurve`, which prints and exports; `plotting.plot_curves` draws it.
 
     Raises:
       ValueError: if a sparsity is outside [0, 1], if there is none, or if a metric is
@@ -168,7 +161,7 @@ def pruning_error(
       params: pytree of trained parameters.
       sparsities: shares to prune, each in [0, 1].
       scope: "global" (the article) or "leaf", as in `masks.magnitude_mask`.
-      where: predicate (path, leaf) -> bool, as in `masks.magnitude_mask`.
+      where: predicate (path, leaf) -> bool; None is `masks.prunable`.
 
     Returns:
       `PruningError(rho, omega)`, two arrays with one value for each sparsity. Works
@@ -221,7 +214,8 @@ def summary(
         relevance, decrease_schedule, momentum, scope), where they are not its defaults.
 
     Returns:
-      A `Summary`, which prints, plots and exports; the last row is the total.
+      A `Summary`, which prints and exports; the last row is the total.
+      `plotting.plot_summary` draws it.
 
     Raises:
       ValueError: if `mask` does not fit, if only one of `gradients` and `state` is
@@ -235,7 +229,7 @@ def summary(
       >>> import jax.numpy as jnp
       >>> from prunadag_optax import masks, evaluation
       >>> params = {"b": jnp.ones(2), "w": jnp.array([[1.0, 0.1], [2.0, 0.2]])}
-      >>> pruned, mask = masks.prune(params, 0.5, where=lambda path, x: x.ndim > 1)
+      >>> pruned, mask = masks.prune(params, 0.5)
       >>> print(evaluation.summary(pruned, mask))
       leaf   shape   size  kept  sparsity
       ['b']  (2,)       2     2    0.0000
@@ -243,10 +237,8 @@ def summary(
       total             6     4    0.3333
     """
     if (gradients is None) != (state is None):
-        given, missing = ("gradients", "state") if state is None else (
-            "state",
-            "gradients",
-        )  # fmt: skip
+        names = ["gradients", "state"]
+        given, missing = names if state is None else reversed(names)
         raise ValueError(f"{given} was given without {missing}; give both or neither.")
     if mask is None:
         kept = [jnp.sum(masks.nonzero(x)) for x in jax.tree.leaves(params)]
@@ -281,9 +273,11 @@ def summary(
         1 - count / size if size else 0.0
         for count, size in zip(columns["kept"], columns["size"], strict=True)
     ]
-    if gradients is not None:
-        own = _find_state(state, params)
-        classes = classification_at(gradients, own, params, **settings)
+    if gradients is not None and state is not None:
+        own = find_state(state, ScaleByPrunadagState)
+        weight = own.optimisable_weight
+        checks.same_trees("state.optimisable_weight", weight, "params", params)
+        classes = classification_at(gradients, own, params, Settings(**settings))
         counts = _with_total(
             [int(m.sum()) for m in jax.tree.leaves(classes.optimisable)]
         )
@@ -292,21 +286,6 @@ def summary(
             for count, size in zip(counts, columns["size"], strict=True)
         ]
     return Summary(columns)
-
-
-def _find_state(state: Any, params: Any) -> ScaleByPrunadagState:
-    def is_own(node):
-        return isinstance(node, ScaleByPrunadagState)
-
-    own = [node for node in jax.tree.leaves(state, is_leaf=is_own) if is_own(node)]
-    if len(own) != 1:
-        raise ValueError(
-            f"state must hold one ScaleByPrunadagState; got {len(own)} in it."
-        )
-    checks.same_trees(
-        "state.optimisable_weight", own[0].optimisable_weight, "params", params
-    )
-    return own[0]
 
 
 def _with_total(counts: list[int]) -> list[int]:

@@ -196,8 +196,8 @@ def to_bcoo(params: optax.Params, *, where: masks.Where | None = None) -> Any:
 
     Args:
       params: pytree of arrays. Not under jit: the number of nonzeros is a shape.
-      where: predicate (path, leaf) -> bool, as in `masks.magnitude_mask`, True for the
-        leaves to convert; None: all leaves with at least two axes.
+      where: predicate (path, leaf) -> bool, True for the leaves to convert; None is
+        `masks.prunable`.
 
     Returns:
       Pytree like `params`, with BCOO in place of the chosen leaves, indices sorted.
@@ -212,8 +212,9 @@ def to_bcoo(params: optax.Params, *, where: masks.Where | None = None) -> Any:
     """
 
     def convert(path, leaf):
-        chosen = where(path, leaf) if where is not None else jnp.ndim(leaf) > 1
-        return sparse.BCOO.fromdense(jnp.asarray(leaf)) if chosen else leaf
+        if not (where or masks.prunable)(path, leaf):
+            return leaf
+        return sparse.BCOO.fromdense(jnp.asarray(leaf))
 
     return jax.tree_util.tree_map_with_path(convert, params)
 

@@ -18,7 +18,6 @@ except ImportError as error:
 
 from prunadag_optax import evaluation
 from prunadag_optax import masks as masks_lib
-from prunadag_optax._pruning import check_not_lower, masks_on_schedule, where_held
 
 
 class PruningTrainState(train_state.TrainState):
@@ -44,7 +43,7 @@ class PruningTrainState(train_state.TrainState):
       >>> state = PruningTrainState.create(
       ...     apply_fn=model.apply, params=params, tx=prunadag(0.1)
       ... )
-      >>> state = state.prune(0.5, where=lambda path, leaf: leaf.ndim > 1)
+      >>> state = state.prune(0.5)
       >>> grads = jax.tree.map(jnp.ones_like, state.params)
       >>> state = state.apply_gradients(grads=grads)
       >>> float(state.sparsity()), int((state.params["kernel"] == 0).sum())
@@ -122,15 +121,16 @@ class PruningTrainState(train_state.TrainState):
         """Prunes by magnitude; what was pruned before stays pruned.
 
         `prune(0.0)` sets masks that keep everything: a compiled step that starts from
-        them need not be compiled again when they change. Without `where` it is also the
-        template to restore a pruned state into: orbax drops the mask of a leaf for
-        which the template has none.
+        them need not be compiled again when they change. `prune(0.0,
+        where=masks.everything)` is the template to restore a pruned state into, with
+        masks of whatever leaves: orbax drops the mask of a leaf for which the template
+        has none.
 
         Args:
           sparsity: share of the prunable weights to be pruned afterwards, in [0, 1].
           scope: "global" or "leaf", as in `masks.magnitude_mask`.
-          where: predicate (path, leaf) -> bool, as in `masks.magnitude_mask`; None:
-            the leaves that have masks already, or all.
+          where: predicate (path, leaf) -> bool; None: the leaves that have masks
+            already, or `masks.prunable`.
 
         Returns:
           The state with pruned parameters and their masks.
@@ -138,26 +138,24 @@ class PruningTrainState(train_state.TrainState):
         Raises:
           ValueError: if `sparsity` is outside [0, 1] or below what is pruned already.
         """
-        where = where_held(where, self.masks)
-        check_not_lower(self._trained, sparsity, self.masks, scope, where)
-        params, masks = masks_lib.prune(
-            self._trained, sparsity, scope=scope, where=where, previous=self.masks
+        params, masks = masks_lib.prune_further(
+            self._trained, sparsity, self.masks, scope=scope, where=where
         )
         return self._with_trained(params).replace(masks=masks)
 
     def prune_on_schedule(
         self,
-        schedule: optax.Schedule,
+        density: optax.ScalarOrSchedule,
         *,
         every: int = 1,
         scope: str = "global",
         where: masks_lib.Where | None = None,
     ) -> Self:
-        """Prunes to `schedule(step)` at every so many steps, inside a compiled step.
+        """Prunes to `density(step)` at every so many steps, inside a compiled step.
 
         Args:
-          schedule: function step -> sparsity, such as
-            `methods.gradual_pruning.cubic_sparsity`. Where it falls, nothing is undone.
+          density: schedule step -> share of the prunable weights to keep, such as
+            `schedules.cubic_density`. Where it rises, nothing is undone.
           every: number of steps from one change of the masks to the next.
           scope: "global" or "leaf".
           where: predicate (path, leaf) -> bool, as in `prune`.
@@ -165,33 +163,38 @@ class PruningTrainState(train_state.TrainState):
         Returns:
           The state, with new masks where the step is a multiple of `every`.
 
+        Raises:
+          ValueError: as `masks.mask_on_schedule`.
+
         Examples:
           >>> import jax, jax.numpy as jnp, optax
+          >>> from prunadag_optax import schedules
           >>> from prunadag_optax.linen import PruningTrainState
-          >>> from prunadag_optax.methods.gradual_pruning import cubic_sparsity
           >>> state = PruningTrainState.create(
           ...     apply_fn=None, params=jnp.arange(1.0, 11.0), tx=optax.sgd(0.1)
           ... ).prune(0.0)
-          >>> schedule = cubic_sparsity(0.5, begin=0, end=4)
+          >>> density = schedules.cubic_density(0.5, begin=0, end=4)
           >>> @jax.jit
           ... def step(state):
           ...     state = state.apply_gradients(grads=jnp.zeros(10))
-          ...     return state.prune_on_schedule(schedule)
+          ...     return state.prune_on_schedule(density)
           >>> for _ in range(4):
           ...     state = step(state)
           >>> float(state.sparsity())
           0.5
         """
-        params, masks = masks_on_schedule(
-            self._trained,
+        params = self._trained
+        masks = masks_lib.mask_on_schedule(
+            params,
             self.masks,
             self.step,
-            schedule,
+            density,
             every=every,
             scope=scope,
             where=where,
         )
-        return self._with_trained(params).replace(masks=masks)
+        pruned = masks_lib.apply_mask(params, masks)
+        return self._with_trained(pruned).replace(masks=masks)
 
     def sparsity(self) -> jax.Array:
         """The share of the prunable weights that is pruned; 0 without masks."""
@@ -209,14 +212,14 @@ class PruningTrainState(train_state.TrainState):
           metric_fn: function params -> scalar or mapping of names to scalars.
           sparsities: shares to prune, each in [0, 1].
           **kwargs: further arguments of `evaluation.pruning_curve`; `where` is by
-            default the leaves that have masks, or all.
+            default the leaves that have masks, or `masks.prunable`.
 
         Returns:
           The `PruningCurve`.
         """
         # fp8's own parameters are not pruned, but the model needs them.
         whole = lambda trained: self._with_trained(trained).params  # noqa: E731
-        kwargs.setdefault("where", where_held(None, self.masks))
+        kwargs.setdefault("where", masks_lib.where_held(None, self.masks))
         recalibrate = kwargs.pop("recalibrate", None) or (lambda params, _: params)
         return evaluation.pruning_curve(
             metric_fn,

@@ -1,4 +1,4 @@
-"""Pruning masks: made by magnitude, applied, held during training, finalised.
+"""Pruning masks: made by magnitude, made anew, applied, held in training, finalised.
 
 A mask is a pytree like the parameters with True where a weight is kept and False where
 it is pruned. A None in place of a leaf means that the leaf is not prunable. Masks live
@@ -12,12 +12,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import value_at, working
 from prunadag_optax._common.leaves import Where as Where
+from prunadag_optax._common.leaves import chosen, ranked_together
 from prunadag_optax._common.leaves import everything as everything
 from prunadag_optax._common.leaves import prunable as prunable
-from prunadag_optax._common.leaves import ranked_together
 from prunadag_optax._ranking import counts, exact, keys
 
 
@@ -43,8 +45,8 @@ def magnitude_mask(
         step can follow a schedule; its float32 then bounds how exact the count is.
       scope: "global" ranks all prunable leaves together; "leaf" prunes the share
         sigma of each.
-      where: predicate (path, leaf) -> bool, False for leaves never to prune, such as
-        biases; paths are those of `jax.tree_util.tree_map_with_path`. None: all leaves.
+      where: predicate (path, leaf) -> bool, False for leaves never to prune; paths are
+        those of `jax.tree_util.tree_map_with_path`. None is `prunable`.
       previous: the mask already held, or None. What it prunes stays pruned, ahead of
         every live weight, even where that is more than `sparsity` asks for.
 
@@ -58,37 +60,38 @@ def magnitude_mask(
     Examples:
       >>> import jax.numpy as jnp
       >>> from prunadag_optax import masks
-      >>> params = {"kernel": jnp.array([3.0, -1.0, 2.0, 0.5]), "bias": jnp.zeros(2)}
-      >>> mask = masks.magnitude_mask(params, 0.5, where=lambda path, x: x.size > 2)
+      >>> params = {"kernel": jnp.array([[3.0, -1.0, 2.0, 0.5]]), "bias": jnp.zeros(2)}
+      >>> mask = masks.magnitude_mask(params, 0.5)
       >>> mask["kernel"].tolist(), mask["bias"]
-      ([True, False, True, False], None)
+      ([[True, False, True, False]], None)
     """
     if not checks.is_scalar_array(sparsity):
         checks.scalar("sparsity", sparsity, least=0, most=1)
+
+    def pruned(size: int) -> Any:
+        if checks.is_scalar_array(sparsity):
+            count = jnp.round(jnp.clip(sparsity, 0, 1) * size)
+            return count.astype(counts.count_dtype(size))
+        return round(float(sparsity) * size)
+
+    return _mask(params, pruned, scope, where, previous)
+
+
+def _mask(
+    params: optax.Params,
+    pruned: Callable[[int], Any],
+    scope: str,
+    where: Where | None,
+    previous: Any,
+) -> Any:
+    """The mask that prunes `pruned(n)` of every n components ranked together."""
     checks.choice("scope", scope, ("global", "leaf"))
-    paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    groups = ranked_together(params, where, scope)
-    for i in (i for group in groups for i in group):
-        checks.real_leaf("params", *paths_leaves[i])
-    held: list[Any] = [None] * len(paths_leaves)
     if previous is not None:
         checks.mask(previous, params)
-        held = treedef.flatten_up_to(previous)
-    masks = list(held)
-    for group in groups:
-        members = [jnp.asarray(paths_leaves[i][1]) for i in group]
-        count = _pruned_count(sparsity, sum(leaf.size for leaf in members))
-        kept = exact.keep_largest(members, count, [held[i] for i in group])
-        for i, mask in zip(group, kept, strict=True):
-            masks[i] = mask
-    return treedef.unflatten(masks)
-
-
-def _pruned_count(sparsity: Any, size: int) -> Any:
-    if checks.is_scalar_array(sparsity):
-        fraction = jnp.clip(sparsity, 0, 1)
-        return jnp.round(fraction * size).astype(counts.count_dtype(size))
-    return round(float(sparsity) * size)
+    groups = ranked_together(params, where, scope)
+    return exact.mask_by_groups(
+        params, groups, lambda group, size: pruned(size), previous
+    )
 
 
 def n_m_mask(
@@ -112,8 +115,7 @@ def n_m_mask(
       n: weights kept in a group, 0 <= n <= m.
       m: size of a group, a divisor of the axis.
       axis: axis along which the groups lie.
-      where: predicate (path, leaf) -> bool, False for leaves never to prune; None: all
-        leaves with at least two axes.
+      where: predicate (path, leaf) -> bool; None is `prunable`.
 
     Returns:
       Pytree like `params`: bool arrays, True = keep, None for leaves not to prune.
@@ -134,7 +136,7 @@ def n_m_mask(
         )
 
     def leaf_mask(path, leaf):
-        if not (where(path, leaf) if where is not None else jnp.ndim(leaf) > 1):
+        if not (where or prunable)(path, leaf):
             return None
         checks.real_leaf("params", path, leaf)
         shape = jnp.shape(leaf)
@@ -243,7 +245,7 @@ def prune(
       params: pytree of real floating arrays.
       sparsity: share of the prunable components to prune, in [0, 1].
       scope: "global" or "leaf", as in `magnitude_mask`.
-      where: predicate (path, leaf) -> bool, as in `magnitude_mask`.
+      where: predicate (path, leaf) -> bool; None is `prunable`.
       previous: the mask already held, or None, as in `magnitude_mask`.
 
     Returns:
@@ -261,6 +263,152 @@ def prune(
     """
     mask = magnitude_mask(params, sparsity, scope=scope, where=where, previous=previous)
     return apply_mask(params, mask), mask
+
+
+def prune_further(
+    params: optax.Params,
+    sparsity: chex.Numeric,
+    held: Any,
+    *,
+    scope: str = "global",
+    where: Where | None = None,
+) -> tuple[Any, Any]:
+    """Prunes on top of a mask that is held: `prune`, but never to a lower sparsity.
+
+    Args:
+      params: pytree of real floating arrays.
+      sparsity: share of the chosen components to be pruned afterwards, in [0, 1]. An
+        array, which may be traced, is not compared with what is pruned already.
+      held: the mask held; None: no weight is pruned yet.
+      scope: "global" or "leaf", as in `magnitude_mask`.
+      where: predicate (path, leaf) -> bool; None: the leaves that have masks or, where
+        nothing is held, `prunable`.
+
+    Returns:
+      The pruned parameters and their mask.
+
+    Raises:
+      ValueError: as `magnitude_mask`, or if more is pruned already.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import masks
+      >>> pruned, mask = masks.prune(jnp.array([1.0, -3.0, 2.0, 0.5]), 0.25)
+      >>> pruned, mask = masks.prune_further(pruned, 0.5, mask)
+      >>> pruned.tolist()
+      [0.0, -3.0, 2.0, 0.0]
+    """
+    where = where_held(where, held)
+    if held is not None and not checks.is_scalar_array(sparsity):
+        checks.scalar("sparsity", sparsity, least=0, most=1)
+        checks.mask(held, params)
+        _check_not_lower(params, float(sparsity), held, scope, where)
+    return prune(params, sparsity, scope=scope, where=where, previous=held)
+
+
+def _check_not_lower(
+    params: Any, sparsity: float, held: Any, scope: str, where: Where | None
+) -> None:
+    leaves, treedef = jax.tree.flatten(params)
+    masks = treedef.flatten_up_to(held)
+    if any(isinstance(mask, Tracer) for mask in masks):
+        return
+    groups = ranked_together(params, where, scope)
+    sizes = [sum(jnp.size(leaves[i]) for i in group) for group in groups]
+    wanted = sum(round(sparsity * size) for size in sizes)
+    pruned = sum(
+        int(jnp.sum(jnp.logical_not(masks[i])))
+        for group in groups
+        for i in group
+        if masks[i] is not None
+    )
+    if wanted < pruned:
+        raise ValueError(
+            f"sparsity must be at least {pruned / sum(sizes):.6g}, what is pruned "
+            f"already; got {sparsity!r}. Pruned weights are gone: go back to a "
+            "checkpoint from before pruning."
+        )
+
+
+def where_held(where: Where | None, held: Any) -> Where | None:
+    """The predicate to prune again with: as given, else the leaves that have masks.
+
+    Args:
+      where: predicate (path, leaf) -> bool, or None.
+      held: the mask held, or None.
+
+    Returns:
+      A predicate, or None where both are None.
+    """
+    if where is not None or held is None:
+        return where
+    paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(held)}
+    return lambda path, leaf: path in paths
+
+
+def mask_on_schedule(
+    params: optax.Params,
+    held: Any,
+    count: jax.typing.ArrayLike,
+    density: optax.ScalarOrSchedule,
+    *,
+    every: int = 1,
+    scope: str = "global",
+    where: Where | None = None,
+) -> Any:
+    r"""The mask to hold after so many steps, inside a compiled step or outside.
+
+    .. math:: \max(1, \mathrm{round}(\delta_k n)) \text{ components kept, for the step }
+       k \text{ a multiple of } \texttt{every}
+
+    What is pruned stays pruned: where the density rises, nothing is undone.
+
+    Args:
+      params: pytree of real floating arrays.
+      held: the mask held; None: no weight is pruned yet.
+      count: k, the number of steps done; may be traced.
+      density: delta_k in (0, 1], the share of the prunable components to keep: a
+        schedule k -> share such as `schedules.cubic_density`, or a number.
+      every: number of steps from one change of the mask to the next.
+      scope: "global" or "leaf", as in `magnitude_mask`.
+      where: predicate (path, leaf) -> bool; None: the leaves that have masks or, where
+        nothing is held, `prunable`.
+
+    Returns:
+      The mask, `held` itself where the step is not a multiple of `every`.
+
+    Raises:
+      ValueError: for an argument out of range, or if `where` chooses a leaf for which
+        no mask is held.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import masks, schedules
+      >>> density = schedules.cubic_density(0.5, begin=0, end=10)
+      >>> mask = masks.mask_on_schedule(jnp.arange(4.0), None, 10, density, every=5)
+      >>> mask.tolist()
+      [False, False, True, True]
+    """
+    checks.scalar("every", every, least=1)
+    checks.scalar_or_schedule("density", density, above=0, most=1)
+    where = where_held(where, held)
+    if held is None:
+        held = magnitude_mask(params, 0.0, scope=scope, where=where)
+    checks.masks_for(chosen(params, where), held, params)
+    # Signed: nnx.Optimizer counts in uint32, where a schedule's count - begin wraps.
+    count = jnp.asarray(count, jnp.int32)
+
+    def new() -> Any:
+        # Not 1 - density, which rounds: 0.1 of 1000 is 100 in float32 too.
+        share = working(value_at(density, count))
+        return _mask(
+            params, lambda n: n - counts.target_count(share, n), scope, where, held
+        )
+
+    due = count % every == 0
+    if isinstance(due, Tracer):
+        return jax.lax.cond(due, new, lambda: held)
+    return new() if due else held
 
 
 class KeepPrunedState(NamedTuple):

@@ -19,12 +19,8 @@ except ImportError as error:
     ) from error
 
 from prunadag_optax import masks as masks_lib
-from prunadag_optax._pruning import (
-    check_not_lower,
-    check_same_choice,
-    masks_on_schedule,
-    where_held,
-)
+from prunadag_optax._common import checks
+from prunadag_optax._common.leaves import chosen
 
 
 class PruningMask(nnx.Variable):
@@ -110,13 +106,14 @@ class PruningMasks(nnx.Pytree):
           where: predicate (path, leaf) -> bool; None: the parameters that have masks.
 
         Raises:
-          ValueError: if `sparsity` is outside [0, 1] or below what is pruned already.
+          ValueError: if `sparsity` is outside [0, 1] or below what is pruned already,
+            or if `where` chooses a parameter that has no mask.
         """
-        held, params = self.tree(), self._params(model)
-        where = where_held(where, held)
-        check_not_lower(params, sparsity, held, scope, where)
-        params, masks = masks_lib.prune(
-            params, sparsity, scope=scope, where=where, previous=held
+        params, held = self._params(model), self.tree()
+        if where is not None:
+            checks.masks_for(chosen(params, where), held, params)
+        params, masks = masks_lib.prune_further(
+            params, sparsity, held, scope=scope, where=where
         )
         self._store(masks)
         nnx.update(model, params)
@@ -125,32 +122,29 @@ class PruningMasks(nnx.Pytree):
         self,
         model: nnx.Module,
         step: jax.typing.ArrayLike,
-        schedule: optax.Schedule,
+        density: optax.ScalarOrSchedule,
         *,
         every: int = 1,
         scope: str = "global",
     ) -> None:
-        """Prunes to `schedule(step)` at every so many steps, in place, under nnx.jit.
+        """Prunes to `density(step)` at every so many steps, in place, under nnx.jit.
 
         Args:
           model: the model.
           step: number of steps done, such as `optimizer.step[...]`.
-          schedule: function step -> sparsity, such as
-            `methods.gradual_pruning.cubic_sparsity`. Where it falls, nothing is undone.
+          density: schedule step -> share of the prunable weights to keep, such as
+            `schedules.cubic_density`. Where it rises, nothing is undone.
           every: number of steps from one change of the masks to the next.
           scope: "global" or "leaf".
+
+        Raises:
+          ValueError: as `masks.mask_on_schedule`.
         """
-        params, masks = masks_on_schedule(
-            self._params(model),
-            self.tree(),
-            step,
-            schedule,
-            every=every,
-            scope=scope,
-            where=None,
+        masks = masks_lib.mask_on_schedule(
+            self._params(model), self.tree(), step, density, every=every, scope=scope
         )
         self._store(masks)
-        nnx.update(model, params)
+        self.apply(model)
 
     def finalised(self, model: nnx.Module) -> Any:
         """The model's plain parameters to ship, pruned weights at +0.0.
@@ -164,7 +158,6 @@ class PruningMasks(nnx.Pytree):
         return masks_lib.finalise(self._params(model), self.tree())
 
     def _store(self, masks: Any) -> None:
-        check_same_choice(masks, self.tree())
         variables = jax.tree.leaves(
             self.masks, is_leaf=lambda node: isinstance(node, PruningMask)
         )
@@ -194,8 +187,8 @@ def prune(
       wrt: nnx filter that selects the parameters, such as `nnx.Param` or
         `nnx.All(nnx.Param, nnx.PathContains("kernel"))`.
       scope: "global" or "leaf", as in `masks.magnitude_mask`.
-      where: predicate (path, leaf) -> bool over the selected parameters, as in
-        `masks.magnitude_mask`; None: all of them.
+      where: predicate (path, leaf) -> bool over the selected parameters; None is
+        `masks.prunable`.
 
     Returns:
       The `PruningMasks` to train on with.
@@ -210,7 +203,7 @@ def prune(
       >>> from prunadag_optax import nnx as pruning_nnx
       >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
       >>> optimizer = nnx.Optimizer(model, prunadag(0.1), wrt=nnx.Param)
-      >>> pruning = pruning_nnx.prune(model, 0.5, where=lambda path, x: x.ndim > 1)
+      >>> pruning = pruning_nnx.prune(model, 0.5)
       >>> @nnx.jit
       ... def step(model, optimizer, pruning, x):
       ...     grads = nnx.grad(lambda model: (model(x) ** 2).mean())(model)

@@ -31,6 +31,18 @@ def _named(records: Any) -> dict[str, Any]:
     return dict(records) if isinstance(records, Mapping) else {"": records}
 
 
+def _draw(ax: Any, i: int, label: str, sparsities: Any, values: Any) -> None:
+    """The i-th line, from low to high sparsity, whatever the order of evaluation."""
+    order = np.argsort(sparsities)
+    ax.plot(
+        100 * np.asarray(sparsities)[order],
+        np.asarray(values)[order],
+        marker=_MARKERS[i % len(_MARKERS)],
+        markersize=4,
+        label=label or None,
+    )
+
+
 def _finish(ax: Any, names: Sequence[str], xlabel: str) -> Any:
     ax.set_xlabel(xlabel)
     ax.grid(alpha=0.3)
@@ -78,15 +90,7 @@ def plot_curves(
                 f"got {metric!r}."
             )
         ylabel = ylabel or name
-        # Lines run from low to high sparsity, whatever the order of evaluation.
-        order = np.argsort(curve.sparsities)
-        ax.plot(
-            100 * np.asarray(curve.sparsities)[order],
-            np.asarray(curve.values[name])[order],
-            marker=_MARKERS[i % len(_MARKERS)],
-            markersize=4,
-            label=label or None,
-        )
+        _draw(ax, i, label, curve.sparsities, curve.values[name])
     ax.set_ylabel(ylabel)
     return _finish(ax, list(named), "weights pruned (%)")
 
@@ -130,13 +134,7 @@ def plot_errors(
     ax = _new_axes(ax)
     named = _named(errors)
     for i, (label, error) in enumerate(named.items()):
-        ax.plot(
-            100 * np.asarray(sparsities),
-            np.asarray(getattr(error, measure)),
-            marker=_MARKERS[i % len(_MARKERS)],
-            markersize=4,
-            label=label or None,
-        )
+        _draw(ax, i, label, sparsities, getattr(error, measure))
     ax.set_yscale("log")
     ax.set_ylabel(labels[measure])
     return _finish(ax, list(named), "weights pruned (%)")

@@ -24,7 +24,7 @@ from prunadag_optax import masks, schedules
 from prunadag_optax._common import checks
 from prunadag_optax._core.pruning_aware import eval_params, prunadag_w
 
-# Parts of the training: before it the network is whole, after it the share is final.
+# Parts of the training: before it the network is dense, after it the density is final.
 BEGIN, END = 0.1, 0.7
 # Strength of the l1 norm, with the steps of Adam and of SGD.
 ADAM_L1, SGD_L1 = 0.1, 1e-3
@@ -55,7 +55,7 @@ def targeted(
       sparsity: sigma in [0, 1), the share of the prunable weights to prune afterwards.
       learning_rate: of the first 60% of the training, in the scale of Adam's; from
         there it falls to zero linearly. Or a schedule, taken as it is.
-      begin: part of the training with the whole network, in [0, 1).
+      begin: part of the training with the dense network, in [0, 1).
       end: part of the training after which T is final, in (begin, 1].
       l1: mu of `prunadag_w` in the first 60% of the training; from there it falls to
         zero linearly, as the learning rate does. Or a schedule, taken as it is. None:
@@ -85,7 +85,7 @@ def targeted(
     """
     _check_length(total_steps, begin, end)
     checks.scalar("sparsity", sparsity, least=0, below=1)
-    relevant = schedules.cubic_relevant(
+    relevant = schedules.cubic_density(
         1 - sparsity, begin=begin * total_steps, end=end * total_steps
     )
     return prunadag_w(
@@ -100,7 +100,7 @@ def any_sparsity(
     total_steps: int,
     learning_rate: optax.ScalarOrSchedule = 3e-3,
     *,
-    levels: Sequence[float] = schedules.SELDOM_WHOLE,
+    levels: Sequence[float] = schedules.SELDOM_DENSE,
     begin: float = BEGIN,
     end: float = 0.6,
     weight_decay: optax.ScalarOrSchedule | None = None,
@@ -126,10 +126,10 @@ def any_sparsity(
     with a learning rate of 0.15, say: with Adam's they are points worse
     (docs/recipes.md).
 
-    Every tenth step of the default levels trains the whole network, with
+    Every tenth step of the default levels trains the dense network, with
     `levels=schedules.LEVELS` every fourth. The more often it has its turn the better it
     is, and the worse the others. To lose little or next to nothing of it, take
-    `schedules.OFTEN_WHOLE`, two steps in three, or `schedules.MOSTLY_WHOLE`, seven in
+    `schedules.OFTEN_DENSE`, two steps in three, or `schedules.MOSTLY_DENSE`, seven in
     eight, with `l1=0.0`.
 
     Args:
@@ -138,7 +138,7 @@ def any_sparsity(
         there it falls to zero linearly. Or a schedule, taken as it is.
       levels: the shares l of the prunable weights to train, in (0, 1], in their order;
         one that comes up twice has two turns.
-      begin: part of the training with the whole network, in [0, 1).
+      begin: part of the training with the dense network, in [0, 1).
       end: part of the training after which all shares take turns, in (begin, 1].
       weight_decay: lambda of `prunadag_w`; None: 0.1, or with `b2=None`, where learning
         rates are a hundred times as large, 0.001.
@@ -166,13 +166,13 @@ def any_sparsity(
       >>> for _ in range(1000):
       ...     updates, state = update(jax.grad(loss)(x), state, x)
       ...     x = optax.apply_updates(x, updates)
-      >>> whole = eval_params(state, x)
-      >>> pruned, _ = masks.prune(whole, 0.5)
-      >>> bool(loss(whole) < loss(pruned) < 0.05)
+      >>> dense = eval_params(state, x)
+      >>> pruned, _ = masks.prune(dense, 0.5)
+      >>> bool(loss(dense) < loss(pruned) < 0.05)
       True
     """
     _check_length(total_steps, begin, end)
-    least = schedules.cubic_relevant(
+    least = schedules.cubic_density(
         min(levels, default=1.0), begin=begin * total_steps, end=end * total_steps
     )
     settings = {"decrease_schedule": 0.0, "evaluate": "relevant"} | settings
@@ -180,7 +180,7 @@ def any_sparsity(
         weight_decay = 1e-3 if _is_sgd(settings) else 0.1
     return prunadag_w(
         _falling("learning_rate", learning_rate, total_steps),
-        schedules.cyclic_relevant(levels, least=least),
+        schedules.cyclic_density(levels, least=least),
         weight_decay=weight_decay,
         l1=_pull(l1, total_steps, settings),
         **settings,
@@ -263,7 +263,7 @@ def family(
         checks.scalar("parts", part, above=0, most=1)
         done += part
         ends.append(round(total_steps * done / sum(parts)))
-    relevant = schedules.staircase_relevant([1 - s for s in sparsities], ends=ends)
+    relevant = schedules.staircase_density([1 - s for s in sparsities], ends=ends)
     tx = prunadag_w(_restarts(learning_rate, ends), relevant, **settings)
     where = settings.get("where") or masks.prunable
 

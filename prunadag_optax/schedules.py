@@ -1,8 +1,11 @@
-"""Schedules: of `relevant`, the share of relevant components, and of learning rates."""
+"""Schedules over a training: densities, the share of weights kept, and learning rates.
+
+A schedule is a function from the number of steps done, as optax's schedules are: it can
+be called inside a compiled step.
+"""
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import chex
 import jax
@@ -16,55 +19,54 @@ from prunadag_optax._common.dtypes import value_at
 # Part of the training in which `stable_decay` does not fall.
 STABLE = 0.6
 # Turns of `recipes.any_sparsity`.
-# Every fourth step trains the whole network; of the others, the smaller the more often.
+# Every fourth step trains the dense network; of the others, the smaller the more often.
 LEVELS = (1.0, 0.01, 0.05, 0.02, 1.0, 0.1, 0.02, 0.01)
 # Every tenth step does, the default: for those who will prune, to 90, 95 or 98%.
-SELDOM_WHOLE = (1.0, 0.1, 0.05, 0.02, 0.1, 0.05, 0.02, 0.01, 0.1, 0.05)
-# Two steps in three train the whole network, so that it loses little.
-OFTEN_WHOLE = tuple(
+SELDOM_DENSE = (1.0, 0.1, 0.05, 0.02, 0.1, 0.05, 0.02, 0.01, 0.1, 0.05)
+# Two steps in three train the dense network, so that it loses little.
+OFTEN_DENSE = tuple(
     share
     for least in (0.2, 0.01, 0.1, 0.02, 0.5, 0.01, 0.15, 0.05)
     for share in (1.0, 1.0, least)
 )
 # Seven steps in eight do, so that it loses next to nothing.
-MOSTLY_WHOLE = tuple(
+MOSTLY_DENSE = tuple(
     share
     for least in (0.5, 0.1, 0.02, 0.5, 0.2, 0.01, 0.5, 0.05)
     for share in (*(1.0,) * 7, least)
 )
 
 
-def cubic_relevant(
+def cubic_density(
     final: chex.Numeric, *, begin: float, end: float, initial: chex.Numeric = 1.0
 ) -> optax.Schedule:
-    r"""A share that falls quickly at first, then slowly.
+    r"""A density that falls quickly at first, then slowly: gradual magnitude pruning's.
 
-    .. math:: T_k / n = f + (i - f) (1 - u)^3, \quad
+    .. math:: f_k = f + (i - f) (1 - u)^3, \quad
        u = \min(\max((k - k_0) / (k_1 - k_0), 0), 1)
 
-    It leaves as many weights as gradual magnitude pruning with the final sparsity
-    1 - f does.
-
     Args:
-      final: f in (0, 1], the share from step `end` on.
+      final: f in (0, 1], the share kept from step `end` on. A scalar array may be
+        traced.
       begin: k_0 >= 0, the step until which it is `initial`.
       end: k_1 > k_0, the step from which it is `final`.
       initial: i in (0, 1].
 
     Returns:
-      Schedule count -> share.
+      Schedule count -> density.
 
     Raises:
       ValueError: for an argument out of range.
 
     Examples:
       >>> from prunadag_optax import schedules
-      >>> relevant = schedules.cubic_relevant(0.1, begin=10, end=20)
-      >>> [round(float(relevant(step)), 3) for step in (0, 10, 15, 20, 30)]
+      >>> density = schedules.cubic_density(0.1, begin=10, end=20)
+      >>> [round(float(density(step)), 3) for step in (0, 10, 15, 20, 30)]
       [1.0, 1.0, 0.213, 0.1, 0.1]
 
     References:
-      M. Zhu, S. Gupta, To prune, or not to prune, arXiv:1710.01878, equation (1).
+      M. Zhu, S. Gupta, To prune, or not to prune, arXiv:1710.01878, equation (1), for
+      the sparsity 1 - f_k.
     """
     checks.scalar("final", final, above=0, most=1)
     checks.scalar("initial", initial, above=0, most=1)
@@ -74,37 +76,65 @@ def cubic_relevant(
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         done = (jnp.asarray(count, jnp.float32) - begin) / (end - begin)
         low, high = jnp.asarray(final), jnp.asarray(initial)
-        return low + (high - low) * (1 - jnp.clip(done, 0, 1)) ** 3
+        falling = low + (high - low) * (1 - jnp.clip(done, 0, 1)) ** 3
+        # Rounding must not prune before the beginning.
+        return jnp.where(done <= 0, high, falling)
 
     return schedule
 
 
-def cyclic_relevant(
+def one_shot_density(density: chex.Numeric, *, step: int) -> optax.Schedule:
+    r"""The density of a network that is pruned once.
+
+    .. math:: f_k = f \text{ for } k \ge k_0, \text{ else } 1
+
+    Args:
+      density: f in (0, 1].
+      step: k_0 >= 0, the step from which the weights are pruned.
+
+    Returns:
+      Schedule count -> density.
+
+    Raises:
+      ValueError: for an argument out of range.
+
+    Examples:
+      >>> from prunadag_optax import schedules
+      >>> density = schedules.one_shot_density(0.5, step=10)
+      >>> [float(density(step)) for step in (9, 10)]
+      [1.0, 0.5]
+    """
+    checks.scalar("density", density, above=0, most=1)
+    checks.scalar("step", step, least=0)
+    return lambda count: jnp.where(jnp.asarray(count) >= step, density, 1.0)
+
+
+def cyclic_density(
     levels: Sequence[float] = LEVELS, *, least: optax.ScalarOrSchedule = 0.0
 ) -> optax.Schedule:
-    r"""Shares that take turns, so that every one of them is trained all the time.
+    r"""Densities that take turns, so that each of them is trained all the time.
 
-    .. math:: T_k / n = \max(\ell_{k \bmod L}, f_k)
+    .. math:: \max(\ell_{k \bmod L}, f_k)
 
     Args:
       levels: l_0 .. l_{L-1} in (0, 1]; one that comes up twice has two turns.
-      least: f_k, number or schedule, that no share goes below, such as a
-        `cubic_relevant` which lets the smaller shares come in one after another.
+      least: f_k, number or schedule, that no density goes below, such as a
+        `cubic_density` which lets the smaller ones come in one after another.
 
     Returns:
-      Schedule count -> share.
+      Schedule count -> density.
 
     Raises:
       ValueError: if there is no level or one out of range.
 
     Examples:
       >>> from prunadag_optax import schedules
-      >>> relevant = schedules.cyclic_relevant((1.0, 0.1, 0.01))
-      >>> [round(float(relevant(step)), 2) for step in range(4)]
+      >>> density = schedules.cyclic_density((1.0, 0.1, 0.01))
+      >>> [round(float(density(step)), 2) for step in range(4)]
       [1.0, 0.1, 0.01, 1.0]
     """
     if not len(levels):
-        raise ValueError("levels must have at least one share in (0, 1]; got none.")
+        raise ValueError("levels must have at least one density in (0, 1]; got none.")
     for level in levels:
         checks.scalar("levels", level, above=0, most=1)
     shares = np.array(levels, np.float32)
@@ -116,35 +146,35 @@ def cyclic_relevant(
     return schedule
 
 
-def staircase_relevant(
+def staircase_density(
     finals: Sequence[float], *, ends: Sequence[int], settle: float = 0.4
 ) -> optax.Schedule:
-    r"""A share that comes down in stages, each with a plateau at its end.
+    r"""A density that comes down in stages, each with a plateau at its end.
 
-    Stage j begins where stage j - 1 ended, at its share, and goes down to f_j like
-    `cubic_relevant` in all but the last part of its steps.
+    Stage j begins where stage j - 1 ended, at its density, and goes down to f_j like
+    `cubic_density` in all but the last part of its steps.
 
     Args:
-      finals: f_1 > f_2 > ... in (0, 1], the shares of the plateaus.
-      ends: the steps at which the stages end, rising, one for each share.
+      finals: f_1 > f_2 > ... in (0, 1], the densities of the plateaus.
+      ends: the steps at which the stages end, rising, one for each plateau.
       settle: part of a stage, in [0, 1), for which its plateau lasts.
 
     Returns:
-      Schedule count -> share.
+      Schedule count -> density.
 
     Raises:
       ValueError: for an argument out of range or out of order.
 
     Examples:
       >>> from prunadag_optax import schedules
-      >>> relevant = schedules.staircase_relevant((0.5, 0.25), ends=(10, 20))
-      >>> [round(float(relevant(step)), 3) for step in (0, 3, 6, 9, 10, 16, 30)]
+      >>> density = schedules.staircase_density((0.5, 0.25), ends=(10, 20))
+      >>> [round(float(density(step)), 3) for step in (0, 3, 6, 9, 10, 16, 30)]
       [1.0, 0.562, 0.5, 0.5, 0.5, 0.25, 0.25]
     """
     checks.scalar("settle", settle, least=0, below=1)
-    begins = check_stages(finals, ends)
+    begins = _begins_of_stages(finals, ends)
     parts = [
-        cubic_relevant(final, begin=begin, end=end - settle * (end - begin), initial=i)
+        cubic_density(final, begin=begin, end=end - settle * (end - begin), initial=i)
         for final, begin, end, i in zip(
             finals, begins, ends, (1.0, *finals), strict=False
         )
@@ -195,7 +225,7 @@ def stable_decay(
     return optax.linear_schedule(learning_rate, 0.0, total_steps - begin, begin)
 
 
-def check_stages(finals: Sequence[float], ends: Sequence[int]) -> list[int]:
+def _begins_of_stages(finals: Sequence[float], ends: Sequence[int]) -> list[int]:
     """The steps at which stages begin; ValueError if the stages are not in order."""
     if not len(finals) or len(finals) != len(ends):
         raise ValueError(

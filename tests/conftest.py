@@ -1,17 +1,23 @@
-"""Test configuration: devices, strict ranks, no plots, how hard XLA optimises."""
+"""Test configuration: devices, strict ranks, no plots, how hard XLA optimises.
 
+The tests see what users run: one device. Those of sharded programs, in `sharding/`, run
+in a process of their own with eight:
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m pytest tests/sharding
+"""
+
+import gc
 import importlib.metadata
 import os
 
-# Before jax starts: the sharding tests need several devices. On a busy machine their
-# threads may take long to meet, and XLA would end the process after 40 seconds. jax
-# 0.10 knows the flag, 0.6 would end at once.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8"
-    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    * (int(importlib.metadata.version("jaxlib").split(".")[1]) >= 10),
-)
+# On a busy machine the threads of several devices may take long to meet, and XLA would
+# end the process after 40 seconds. jax 0.10 knows the flag, 0.6 would end at once.
+_DEVICES = "--xla_force_host_platform_device_count"
+_PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
+_flags = os.environ.get("XLA_FLAGS", "")
+_jaxlib = tuple(int(n) for n in importlib.metadata.version("jaxlib").split(".")[:2])
+if _DEVICES in _flags and _PATIENCE not in _flags and _jaxlib >= (0, 10):
+    os.environ["XLA_FLAGS"] = f"{_flags} {_PATIENCE}=600"
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
@@ -19,25 +25,33 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+collect_ignore = [] if jax.device_count() >= 8 else ["sharding"]
+
 # Tests of numbers to the last bit, of compiled programs and of their speed.
 OPTIMISED = {
     "test_algorithm",
-    "test_backend",
     "test_convergence",
+    "test_engine",
     "test_pallas",
     "test_properties",
-    "test_sharding",
+    "test_pruning_aware",
+    "test_results",
     "test_speed",
-    "test_stochastic",
     "test_sweep",
 }
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _compilation(request):
-    """All others compile in three quarters of the time with few optimisations."""
+    """All others compile in three quarters of the time with few optimisations.
+
+    What a module has compiled goes when it ends: the programs of all modules together
+    would take several GiB.
+    """
     before = jax.config.read("jax_disable_most_optimizations")
     plain = request.module.__name__.rpartition(".")[2] not in OPTIMISED
     jax.config.update("jax_disable_most_optimizations", plain)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
+    gc.collect()

@@ -10,8 +10,9 @@ alone, so that a checkpoint needs no place in the data.
 
 import argparse
 import functools
+import os
 import pathlib
-import time
+import signal
 
 import flax.linen as nn
 import jax
@@ -25,21 +26,16 @@ from sklearn.datasets import load_digits
 from prunadag_optax import masks, prunadag
 from prunadag_optax import nnx as pruning_nnx
 from prunadag_optax.linen import PruningTrainState
-from prunadag_optax.methods.gradual_pruning import cubic_sparsity
+from prunadag_optax.schedules import cubic_density
 
 STEPS = 48
 EVERY = 6  # steps from one checkpoint to the next
 BATCH = 64
-SPARSITY = cubic_sparsity(0.8, begin=0, end=40)
+DENSITY = cubic_density(0.2, begin=0, end=40)
 TX = optax.chain(
     optax.clip_by_global_norm(1.0), prunadag(0.05, relevant=0.1, momentum=0.9)
 )
 MODEL = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(16)])
-
-
-def kernels(path, leaf):
-    del path
-    return leaf.ndim > 1
 
 
 def mean_loss(logits, labels):
@@ -58,9 +54,9 @@ def start_linen(seed=0):
             return mean_loss(state.apply_fn({"params": params}, x), y)
 
         state = state.apply_gradients(grads=jax.grad(loss)(state.params))
-        return state.prune_on_schedule(SPARSITY, every=3)
+        return state.prune_on_schedule(DENSITY, every=3)
 
-    return state.prune(0.0, where=kernels), step
+    return state.prune(0.0), step
 
 
 def start_nnx(seed=0):
@@ -70,7 +66,7 @@ def start_nnx(seed=0):
         nnx.Linear(64, 32, rngs=rngs), nnx.relu, nnx.Linear(32, 16, rngs=rngs)
     )
     optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
-    pruning = pruning_nnx.prune(model, 0.0, where=kernels)
+    pruning = pruning_nnx.prune(model, 0.0)
     graphdef, state = nnx.split(
         {"model": model, "optimizer": optimizer, "pruning": pruning}
     )
@@ -81,9 +77,7 @@ def start_nnx(seed=0):
         model, optimizer = parts["model"], parts["optimizer"]
         grads = nnx.grad(lambda model: mean_loss(model(x), y))(model)
         parts["pruning"].update(optimizer, model, grads)
-        parts["pruning"].prune_on_schedule(
-            model, optimizer.step[...], SPARSITY, every=3
-        )
+        parts["pruning"].prune_on_schedule(model, optimizer.step[...], DENSITY, every=3)
         return nnx.state(parts)
 
     return state, step
@@ -114,13 +108,21 @@ def manager_of(directory):
     return ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=options)
 
 
-def train(directory, api, pause=0.0):
+def die_while_saving(directory, manager):
+    """Kills this process, as nobody can catch, if a checkpoint is half written."""
+    while manager.is_saving_in_progress():
+        if any("tmp" in path.name for path in pathlib.Path(directory).iterdir()):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(directory, api, dies=False):
     """Trains from the latest checkpoint in the directory, or from the start.
 
     Args:
       directory: of the checkpoints.
       api: "linen" or "nnx".
-      pause: seconds to wait after each step.
+      dies: whether the process kills itself while it saves its third checkpoint, or a
+        later one if that is written too fast.
 
     Returns:
       The state after `STEPS` steps.
@@ -135,7 +137,8 @@ def train(directory, api, pause=0.0):
             state = step(state, *batch_at(number))
             if (number + 1) % EVERY == 0:
                 manager.save(number + 1, args=ocp.args.StandardSave(state))
-            time.sleep(pause)
+                if dies and number + 1 >= 3 * EVERY:
+                    die_while_saving(directory, manager)
     return state
 
 
@@ -144,9 +147,9 @@ def main():
     parser.add_argument("checkpoints")
     parser.add_argument("result")
     parser.add_argument("--api", choices=START, default="linen")
-    parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--dies", action="store_true")
     args = parser.parse_args()
-    state = train(args.checkpoints, args.api, args.pause)
+    state = train(args.checkpoints, args.api, args.dies)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     np.savez(args.result, **{jax.tree_util.keystr(p): leaf for p, leaf in leaves})
 

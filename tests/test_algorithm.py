@@ -24,9 +24,10 @@ from prunadag_optax import (
     prunadag,
     scale_by_prunadag,
 )
+from prunadag_optax._core.algorithm import Settings as PackageSettings
 from prunadag_optax._core.algorithm import classification_at
 from tests import reference
-from tests.precision import enable_x64
+from tests.helpers import enable_x64
 from tests.reference import Info, Settings, State
 
 SIZE, ITERATIONS = 60, 300
@@ -141,7 +142,7 @@ def package_state(state: State, settings: Settings) -> ScaleByPrunadagState:
         count=np.int32(state.k),
         optimisable_weight=tree(state.w_O),
         decreasable_weight=tree(state.w_D),
-        gradient_average=None if settings.momentum is None else tree(state.m),
+        mu=None if settings.momentum is None else tree(state.m),
     )
 
 
@@ -168,7 +169,7 @@ def compiled(settings: Settings, **changes: Any) -> Any:
     def one(args):
         g, state, x = args
         updates, new_state = tx.update(g, state, x)
-        return updates, new_state, classification_at(g, state, x, **inspect)
+        return updates, new_state, classification_at(g, state, x, PackageSettings(**inspect))
 
     return jax.jit(lambda inputs: jax.lax.map(one, inputs))
 

@@ -45,7 +45,7 @@ from benchmarks.problems.base import Problem
 from prunadag_optax import evaluation, masks, prunadag
 from prunadag_optax.methods import frank_wolfe
 from tests import reference
-from tests.precision import enable_x64
+from tests.helpers import enable_x64
 
 WRITTEN = SETTINGS["written"]
 ZETA = WRITTEN.zeta

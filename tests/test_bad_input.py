@@ -3,8 +3,6 @@
 Each table of what is refused has beside it the values at the edge of what is accepted.
 """
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,18 +20,13 @@ from prunadag_optax import (
     scale_by_prunadag,
 )
 from prunadag_optax._common.checks import NO_PARAMS_MSG
-from prunadag_optax._core.algorithm import classification_at
+from prunadag_optax._core.algorithm import Settings, classification_at
+from tests.helpers import refused
 
 NAN, INF = float("nan"), float("inf")
 X = jnp.array([1.0, -2.0, 3.0])
 TREE = {"a": X, "b": X}
 KEEP = jnp.array([True, False, True])
-
-
-def refused(*parts):
-    """A ValueError whose message has these parts, in this order."""
-    pattern = ".*".join(re.escape(part) for part in parts)
-    return pytest.raises(ValueError, match=f"(?s){pattern}")
 
 
 def total(params):
@@ -159,12 +152,15 @@ def test_an_argument_in_range(name, value):
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_a_count_above_the_number_of_parameters(scope):
     tx = prunadag(relevant=7, scope=scope)
-    tx.init([jnp.ones(3), jnp.ones((2, 2))])
+    seven, six = [jnp.ones(3), jnp.ones((2, 2))], [jnp.ones(2), jnp.ones((2, 2))]
+    updates, _ = tx.update(seven, tx.init(seven), seven)
+    assert all((leaf != 0).all() for leaf in updates)
     if scope == "global":
         with refused(RELEVANT, "got the count 7, more than the 6 parameters"):
-            tx.init([jnp.ones(2), jnp.ones((2, 2))])
-    else:  # a count no higher than the leaf's size
-        tx.init(X)
+            tx.init(six)
+    else:  # a leaf that has fewer is relevant altogether
+        updates, _ = tx.update(six, tx.init(six), six)
+        assert all((leaf != 0).all() for leaf in updates)
 
 
 @pytest.mark.parametrize(
@@ -190,14 +186,10 @@ def test_a_schedule_of_relevant_that_is_not_scalar():
 
 
 @pytest.mark.parametrize("wrong", [{"variant": "v5"}, {"scope": "x"}, {"relevance": 3}])
-@pytest.mark.parametrize("function", [classify, classification_at])
-def test_classification_names_its_argument(function, wrong):
-    state = scale_by_prunadag().init(X)
-    given = X if function is classify else state
-    args = (X, X, given) if function is classify else (X, given, X)
+def test_classify_names_its_argument(wrong):
     ((name, value),) = wrong.items()
     with refused(ALLOWED[name], f" {value!r}."):
-        function(*args, **wrong)
+        classify(X, X, X, **wrong)
 
 
 @pytest.mark.parametrize("relevant", [0, -3, 1.5, 0.0, NAN, True])
@@ -252,7 +244,7 @@ def test_updates_that_do_not_match_params(updates, parts):
         tx.update(updates, tx.init(TREE), TREE)
     if updates is not None:
         with refused(parts[0].replace("updates", "gradients")):
-            classification_at(updates, scale_by_prunadag().init(TREE), TREE)
+            classification_at(updates, scale_by_prunadag().init(TREE), TREE, Settings())
 
 
 def test_a_state_that_does_not_match_params():
@@ -346,7 +338,11 @@ class TestSparsity:
 
     @pytest.mark.parametrize("value", [0, 0.0, 1, 1.0, np.float32(0.5)])
     def test_in_range(self, function, value):
-        function(X, value)
+        mask = function(X, value)
+        mask = mask[1] if function is masks.prune else mask
+        # Of the magnitudes 1, 2 and 3.
+        expected = {0: [True] * 3, 0.5: [False, False, True], 1: [False] * 3}
+        assert mask.tolist() == expected[float(value)]
 
     def test_an_array_is_clipped(self, function):
         # It may be traced, so it cannot be checked.
@@ -361,8 +357,7 @@ class TestSparsity:
     def test_a_leaf_that_is_not_a_real_float(self, function):
         params = {"a": X, "steps": jnp.arange(3)}
         with refused("params['steps'] has dtype int32", "`where`"):
-            function(params, 0.5)
-        function(params, 0.5, where=lambda path, leaf: leaf.dtype == jnp.float32)
+            function(params, 0.5, where=masks.everything)
 
 
 STRUCTURE = "mask must have the tree structure of params, with None for leaves"
@@ -403,16 +398,24 @@ def test_a_mask_that_does_not_fit(function, mask, message):
 
 
 @pytest.mark.parametrize(
-    "mask", [{"a": KEEP, "b": KEEP}, {"a": KEEP, "b": None}, {"a": None, "b": None}]
+    ("mask", "kept"),
+    [
+        ({"a": KEEP, "b": KEEP}, [2, 2, 4]),
+        ({"a": KEEP, "b": None}, [2, 3, 5]),
+        ({"a": None, "b": None}, [3, 3, 6]),
+    ],
 )
-def test_a_mask_that_fits(mask):
-    masks.finalise(masks.apply_mask(TREE, mask), mask)
-    evaluation.summary(TREE, mask)
+def test_a_mask_that_fits(mask, kept):
     tx = masks.keep_pruned(mask)
-    tx.update(TREE, tx.init(TREE), TREE)
+    updates, _ = tx.update(TREE, tx.init(TREE), TREE)
+    updated = optax.apply_updates(TREE, updates)
+    for pruned in (masks.apply_mask(TREE, mask), masks.finalise(TREE, mask), updated):
+        for name, count in zip("ab", kept, strict=False):
+            assert (pruned[name] != 0).tolist() == [True, count == 3, True]
+    assert evaluation.summary(TREE, mask).columns["kept"] == kept
 
 
-# Robustness.
+# Evaluation.
 
 
 def curve(params, sparsities):
@@ -435,9 +438,16 @@ class TestSparsities:
         with refused("sparsities must hold at least one value; got none."):
             function(X, empty)
 
-    def test_in_range(self, function):
-        function(X, np.array([1.0, 0.0, 0.5]))
-        function(X, (s for s in (0, 1)))
+    @pytest.mark.parametrize("kind", [list, tuple, np.array, iter])
+    def test_in_range(self, function, kind):
+        # The sum of 1, -2 and 3: all of it, its largest term, none of it.
+        result = function(X, kind([0.0, 0.5, 1.0]))
+        if function is curve:
+            assert result.sparsities == (0.0, 0.5, 1.0)
+            assert result.values["metric"] == (2.0, 3.0, 0.0)
+        else:
+            np.testing.assert_allclose(result.omega**2, [0, 1, 2], rtol=1e-6)
+            np.testing.assert_allclose(result.rho**2, [3, 3, 3], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -454,11 +464,17 @@ def test_a_metric_that_is_not_a_scalar(metric, parts):
 
 
 @pytest.mark.parametrize(
-    "metric",
-    [lambda x: x.sum(), lambda x: 1, lambda x: x[:1], lambda x: {"a": 0.5, "b": x[0]}],
+    ("metric", "values"),
+    [
+        (lambda x: x.sum(), {"metric": (2.0, 3.0)}),
+        (lambda x: 1, {"metric": (1, 1)}),
+        (lambda x: x[:1], {"metric": (1.0, 0.0)}),
+        (lambda x: {"a": 0.5, "b": x[0]}, {"a": (0.5, 0.5), "b": (1.0, 0.0)}),
+    ],
 )
-def test_a_metric_that_is_a_scalar(metric):
-    evaluation.pruning_curve(metric, X, [0.0, 0.5], progress=False)
+def test_a_metric_that_is_a_scalar(metric, values):
+    curve = evaluation.pruning_curve(metric, X, [0.0, 0.5], progress=False)
+    assert curve.values == values
 
 
 def test_summary_needs_gradients_and_state_together():
@@ -467,8 +483,9 @@ def test_summary_needs_gradients_and_state_together():
         evaluation.summary(X, gradients=X)
     with refused("state was given without gradients; give both or neither."):
         evaluation.summary(X, state=state)
-    evaluation.summary(X)
-    evaluation.summary(X, gradients=X, state=state)
+    assert "optimisable" not in evaluation.summary(X).columns
+    both = evaluation.summary(X, gradients=X, state=state)
+    assert "optimisable" in both.columns
 
 
 @pytest.mark.parametrize(("copies", "found"), [(0, 0), (2, 2)])
@@ -496,7 +513,7 @@ def test_summary_passes_settings_on(wrong):
 # Plotting.
 
 CURVE = evaluation.PruningCurve((0.0, 0.9), {"accuracy": (0.95, 0.94)})
-ERROR = evaluation.PruningError(jnp.ones(2), jnp.ones(2))
+ERROR = evaluation.PruningError(rho=jnp.array([1.0, 2.0]), omega=jnp.array([3.0, 4.0]))
 
 
 @pytest.fixture
@@ -511,8 +528,7 @@ def test_unknown_metric(ax):
     with refused("metric must be one of ['accuracy'] for curve 'mine'; got 'loss'."):
         plotting.plot_curves({"mine": CURVE}, metric="loss", ax=ax)
     with refused("metric must be one of ['accuracy']", "got 'loss'."):
-        CURVE.plot(ax, metric="loss")
-    plotting.plot_curves({"mine": CURVE}, metric="accuracy", ax=ax)
+        plotting.plot_curves(CURVE, ax=ax, metric="loss")
 
 
 @pytest.mark.parametrize("measure", ["tau", "Rho", "", None])
@@ -521,9 +537,11 @@ def test_unknown_measure(ax, measure):
         plotting.plot_errors([0.0, 0.9], ERROR, measure=measure, ax=ax)
 
 
-@pytest.mark.parametrize("measure", ["rho", "omega"])
-def test_known_measure(ax, measure):
+@pytest.mark.parametrize(("measure", "drawn"), [("rho", [1, 2]), ("omega", [3, 4])])
+def test_known_measure(ax, measure, drawn):
     plotting.plot_errors([0.0, 0.9], ERROR, measure=measure, ax=ax)
+    assert ax.get_lines()[0].get_ydata().tolist() == drawn
+    assert measure in ax.get_ylabel()
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "int32"])

@@ -33,7 +33,7 @@ import optax
 import pytest
 
 from prunadag_optax import prunadag
-from tests.precision import enable_x64
+from tests.helpers import enable_x64
 
 ZETA = 0.01
 SIZE, RELEVANT = 60, 6

@@ -12,7 +12,7 @@ import pytest
 
 from prunadag_optax import classify, prunadag
 from prunadag_optax._ranking import engine, keys, threshold
-from tests.precision import enable_x64
+from tests.helpers import enable_x64
 
 # Below and above the size that is worth threads and chunks; a prime has no rows.
 SIZES = [0, 1, 5, 65_536, 65_537, 98_304, 2**18, 3 * 2**18, 1_000_003]

@@ -4,6 +4,8 @@ import csv
 import io
 import itertools
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -60,12 +62,14 @@ def test_curve_accepts_any_order_and_masks_are_nested(params):
     seen = {}
 
     def remember(pruned):
-        kept = jnp.concatenate([x.ravel() != 0 for x in jax.tree.leaves(pruned)])
+        kernels = pruned["dense"]["kernel"], pruned["out"]
+        kept = jnp.concatenate([x.ravel() != 0 for x in kernels])
         seen[int(kept.sum())] = np.asarray(kept)
         return kept.sum()
 
     evaluation.pruning_curve(remember, params, [0.9, 0.1, 0.5], progress=False)
     kept = [seen[count] for count in sorted(seen)]
+    assert sorted(seen) == [45 - round(s * 45) for s in (0.9, 0.5, 0.1)]
     for fewer, more in itertools.pairwise(kept):
         assert (more | ~fewer).all()
 
@@ -83,7 +87,7 @@ def test_curve_prints_exports_and_plots(params, tmp_path):
     assert [float(row["norm"]) for row in rows] == list(curve.values["norm"])
     assert json.loads(json.dumps(curve.to_dict()))["sparsity"] == SPARSITIES
 
-    ax = curve.plot(metric="norm")
+    ax = plotting.plot_curves(curve, metric="norm")
     line = ax.get_lines()[0]
     np.testing.assert_allclose(line.get_xdata(), 100 * np.asarray(SPARSITIES))
     np.testing.assert_array_equal(line.get_ydata(), curve.values["norm"])
@@ -143,12 +147,14 @@ def test_summary_share_optimisable_is_that_of_the_next_update(settings, expected
     x, g = jnp.linspace(1.0, 2.0, 10), jnp.linspace(0.1, 1.0, 10)
     tx = optax.chain(optax.clip_by_global_norm(1e9), prunadag(**settings))
     state = tx.init(x)
-    table = evaluation.summary({"w": x}["w"], gradients=g, state=state, **settings)
+    table = evaluation.summary(x, gradients=g, state=state, **settings)
     assert table.to_dict()["optimisable"] == pytest.approx([expected, expected])
-    before = state[1][0].optimisable_weight
-    after = tx.update(g, state, x)[1][1][0].optimisable_weight
+    _, next_state = tx.update(g, state, x)
+    before, after = (
+        optax.tree.get(s, "optimisable_weight") for s in (state, next_state)
+    )
     assert float((after != before).mean()) == pytest.approx(expected)
-    ax = evaluation.summary(x, gradients=g, state=state, **settings).plot()
+    ax = plotting.plot_summary(table)
     assert ax.get_legend() is not None
 
 
@@ -161,6 +167,16 @@ def test_summary_warns_of_an_emptied_leaf():
         evaluation.summary(pruned)
     # A bias that starts at zero is no emptied leaf.
     evaluation.summary({"bias": jnp.zeros(3), "w": jnp.ones((2, 2))})
+
+
+def test_evaluation_does_without_plotting():
+    code = "import sys, prunadag_optax; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = ran.stdout.split()
+    assert "prunadag_optax.evaluation" in loaded
+    assert not {"prunadag_optax.plotting", "matplotlib"} & set(loaded)
 
 
 def test_errors_are_drawn_for_every_method():
@@ -178,7 +194,7 @@ def test_errors_are_drawn_for_every_method():
 
 
 def test_plotting_without_matplotlib_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     curve = evaluation.PruningCurve((0.0,), {"m": (1.0,)})
     with pytest.raises(ImportError, match=r"prunadag_optax\[plot\]"):
-        curve.plot()
+        plotting.plot_curves(curve)

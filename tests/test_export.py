@@ -162,9 +162,8 @@ def test_negative_zeros_of_sparse_leaves_are_positive(tmp_path):
 
 def test_sizes_fall_with_sparsity():
     params = {"kernel": normal((256, 256)), "bias": normal(256)}
-    where = lambda path, leaf: leaf.ndim > 1  # noqa: E731
     tables = [
-        export.file_sizes(params, masks.magnitude_mask(params, s, where=where))
+        export.file_sizes(params, masks.magnitude_mask(params, s))
         for s in (0, 0.5, 0.8, 0.9, 0.95, 0.98, 1)
     ]
     sizes = np.array([table.to_dict()["bytes"] for table in tables])

@@ -23,8 +23,9 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training.train_state import TrainState
 
 from prunadag_optax import masks, prunadag
+from prunadag_optax._common.dtypes import value_at
 from prunadag_optax.linen import PruningTrainState, fine_tune
-from prunadag_optax.methods.gradual_pruning import cubic_sparsity, one_shot_sparsity
+from prunadag_optax.schedules import cubic_density, one_shot_density
 
 OPTIMIZERS = {
     "sgd": lambda: optax.sgd(0.1, momentum=0.9),
@@ -318,7 +319,7 @@ def test_without_masks_it_is_flax_train_state(params, name):
 )
 def test_any_tree_of_parameters(tree):
     size = flat(tree).size
-    state = make(tree).prune(0.5)
+    state = make(tree).prune(0.5, where=masks.everything)
     state = jax.jit(lambda s: s.apply_gradients(grads=s.params))(state)
     assert jax.tree.structure(state.params) == jax.tree.structure(tree)
     assert_pruned(state, size // 2)
@@ -362,14 +363,14 @@ def test_fp8_parameters_are_never_pruned():
     assert jax.tree.structure(state.masks) == jax.tree.structure(
         {"kernel": 0, "bias": None}
     )
-    everything = make(fp8_params()).prune(1.0)
+    everything = make(fp8_params()).prune(1.0, where=masks.everything)
     assert_equal(flat(everything.params["params"]), 0)
     assert_equal(
         everything.params[OVERWRITE_WITH_GRADIENT],
         fp8_params()[OVERWRITE_WITH_GRADIENT],
     )
-    scheduled = make(fp8_params()).prune_on_schedule(one_shot_sparsity(1.0, step=0))
-    assert_equal(scheduled.params, everything.params)
+    scheduled = make(fp8_params()).prune_on_schedule(one_shot_density(0.5, step=0))
+    assert_equal(scheduled.params, make(fp8_params()).prune(0.5).params)
 
 
 def test_curve_leaves_fp8_parameters_alone():
@@ -380,7 +381,7 @@ def test_curve_leaves_fp8_parameters_alone():
         seen.append(params[OVERWRITE_WITH_GRADIENT])
         return (flat(params["params"]) == 0).sum()
 
-    curve = make(fp8_params()).curve(metric, [0.5, 1.0])
+    curve = make(fp8_params()).curve(metric, [0.5, 1.0], where=masks.everything)
     for params in seen:
         assert_equal(params, owned)
     assert curve.values["metric"] == (4, 8)
@@ -431,7 +432,7 @@ def test_lower_sparsity_is_an_error(lower):
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.9, 1.0])
 def test_the_same_sparsity_again_changes_nothing(sparsity, sizes, scope):
     once = make([vector(i, size) for i, size in enumerate(sizes)])
-    once = once.prune(sparsity, scope=scope)
+    once = once.prune(sparsity, scope=scope, where=masks.everything)
     twice = once.prune(sparsity, scope=scope)
     assert_equal(twice.masks, once.masks)
 
@@ -501,7 +502,7 @@ def test_lower_is_lower_than_what_the_chosen_leaves_have_pruned():
 
 
 def test_scope_leaf_counts_each_leaf(params):
-    state = make(params).prune(0.5, scope="leaf")
+    state = make(params).prune(0.5, scope="leaf", where=masks.everything)
     counts = jax.tree.map(lambda keep: int((~keep).sum()), state.masks)
     assert counts == jax.tree.map(lambda x: round(0.5 * x.size), params)
 
@@ -509,20 +510,21 @@ def test_scope_leaf_counts_each_leaf(params):
 # On a schedule.
 
 SCHEDULES = {
-    "cubic": (cubic_sparsity(0.9, begin=3, end=18), 1),
-    "cubic, every 5": (cubic_sparsity(0.9, begin=3, end=18, initial=0.2), 5),
-    "one-shot": (one_shot_sparsity(0.5, step=7), 1),
-    "one-shot, every 5": (one_shot_sparsity(0.5, step=7), 5),
-    "falling": (lambda count: 0.8 * (0.5 ** (count / 4)), 1),
+    "cubic": (cubic_density(0.1, begin=3, end=18), 1),
+    "cubic, every 5": (cubic_density(0.1, begin=3, end=18, initial=0.8), 5),
+    "one-shot": (one_shot_density(0.5, step=7), 1),
+    "one-shot, every 5": (one_shot_density(0.5, step=7), 5),
+    "rising": (lambda count: 1 - 0.8 * (0.5 ** (count / 4)), 1),
+    "a number": (0.3, 5),
 }
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedule_is_followed_exactly(params, name):
-    schedule, every = SCHEDULES[name]
+    density, every = SCHEDULES[name]
 
     def step_and_prune(state):
-        return train_step(state).prune_on_schedule(schedule, every=every)
+        return train_step(state).prune_on_schedule(density, every=every)
 
     step, traces = counted(step_and_prune)
     state = make(params, optax.adam(0.01)).prune(0.0, where=kernels)
@@ -530,7 +532,8 @@ def test_schedule_is_followed_exactly(params, name):
     for count in range(1, 22):
         state = step(state)
         if count % every == 0:
-            expected = max(expected, round(float(schedule(count)) * KERNELS))
+            share = float(value_at(density, count))
+            expected = max(expected, KERNELS - round(share * KERNELS))
         assert_pruned(state, expected)
         np.testing.assert_allclose(float(state.sparsity()), expected / KERNELS, 1e-6)
         assert not (flat(state.masks) & ~kept).any()
@@ -541,12 +544,12 @@ def test_schedule_is_followed_exactly(params, name):
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_schedule_equals_pruning_by_hand(params, scope):
-    def schedule(count):
-        return jnp.asarray(count) / 10
+    def density(count):
+        return 1 - jnp.asarray(count) / 10
 
     @jax.jit
     def follow(state):
-        return train_step(state).prune_on_schedule(schedule, scope=scope)
+        return train_step(state).prune_on_schedule(density, scope=scope)
 
     @jax.jit
     def prune(state, sparsity):
@@ -569,7 +572,7 @@ def test_schedule_for_leaves_without_masks_is_an_error(params):
     state = make(params).prune(0.0, where=kernels)
     with pytest.raises(ValueError, match="where must choose"):
         jax.jit(
-            lambda s: s.prune_on_schedule(lambda count: 0.5, where=lambda path, x: True)
+            lambda s: s.prune_on_schedule(lambda count: 0.5, where=masks.everything)
         )(state)
 
 
@@ -637,7 +640,7 @@ def test_without_flax(module):
     code = f"""
 import sys
 sys.modules["flax"] = None
-import prunadag_optax.masks, prunadag_optax.robustness
+import prunadag_optax.masks, prunadag_optax.evaluation
 try:
     import prunadag_optax.{module}
 except ImportError as error:

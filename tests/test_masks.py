@@ -1,10 +1,12 @@
 """Masks on trees of every shape: by magnitude, N:M, on top of one already held.
 
+What is prunable is told by name and by axes, on trees as the libraries make them.
 Counts are exact and ties go by index, against NumPy's stable sort: for uneven trees and
-both scopes, in every group of an N:M mask, and when what is pruned already stays so.
-The schedules of sparsity and what a pruning curve recalibrates stand here too.
+both scopes, in every group of an N:M mask, when what is pruned already stays so, and on
+a schedule of densities. What a pruning curve recalibrates stands here too.
 """
 
+import dataclasses
 import functools
 
 import hypothesis
@@ -16,7 +18,8 @@ import pytest
 from hypothesis import strategies as st
 
 from prunadag_optax import evaluation, masks
-from prunadag_optax.methods.gradual_pruning import cubic_sparsity, one_shot_sparsity
+from prunadag_optax.schedules import cubic_density
+from tests.helpers import refused
 
 SPARSITIES = [0.0, 0.1, 0.25, 0.5, 0.55, 0.9, 0.999, 1.0]
 
@@ -57,14 +60,14 @@ def assert_equal(actual, expected):
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_uneven_tree(sparsity):
     tree = uneven()
-    mask = masks.magnitude_mask(tree, sparsity)
+    mask = masks.magnitude_mask(tree, sparsity, where=masks.everything)
     assert jax.tree.structure(mask) == jax.tree.structure(tree)
     assert jax.tree.map(jnp.shape, mask) == jax.tree.map(jnp.shape, tree)
     x = flat(tree)
     np.testing.assert_array_equal(
         flat(mask), pruned_by_sorting(x, round(sparsity * x.size))
     )
-    pruned, same = masks.prune(tree, sparsity)
+    pruned, same = masks.prune(tree, sparsity, where=masks.everything)
     assert_equal(same, mask)
     np.testing.assert_array_equal(flat(pruned), np.where(flat(mask), x, 0))
     assert masks.sparsity(mask) == masks.sparsity(pruned)
@@ -73,7 +76,7 @@ def test_uneven_tree(sparsity):
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_scope_leaf_counts_each_leaf(sparsity):
     tree = uneven()
-    mask = masks.magnitude_mask(tree, sparsity, scope="leaf")
+    mask = masks.magnitude_mask(tree, sparsity, scope="leaf", where=masks.everything)
     assert_equal(
         mask,
         jax.tree.map(
@@ -95,7 +98,8 @@ def test_nothing_to_prune(tree, scope, sparsity):
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 @pytest.mark.parametrize("keep", [False, True])
 def test_all_or_nothing(keep, scope):
-    pruned, mask = masks.prune(uneven(), 0.0 if keep else 1.0, scope=scope)
+    sparsity = 0.0 if keep else 1.0
+    pruned, mask = masks.prune(uneven(), sparsity, scope=scope, where=masks.everything)
     assert (flat(mask) == keep).all()
     np.testing.assert_array_equal(flat(pruned), flat(uneven()) * keep)
     assert masks.sparsity(mask) == (not keep)
@@ -107,6 +111,205 @@ def test_a_scalar(x, sparsity):
     mask = masks.magnitude_mask(x, sparsity)
     assert mask.shape == ()
     assert mask == (sparsity < 0.5)
+
+
+# What is prunable, where nobody says it.
+
+
+def choice(tree):
+    """Path -> whether the leaf is prunable; what surrounds the path is left out."""
+    return {
+        jax.tree_util.keystr(path): masks.prunable(path, leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def assert_prunable(tree, *names):
+    """Those leaves are whose path ends with one of the names, and there are such."""
+    found = choice(tree)
+    expected = {path: path.endswith(names) for path in found}
+    assert found == expected
+    assert any(expected.values())
+    assert not all(expected.values())
+
+
+def network():
+    import flax.linen as nn
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(4, (3, 3))(x)
+            x = nn.BatchNorm(use_running_average=False)(x)
+            x = x.reshape(x.shape[0], -1, 4)
+            x = x + nn.Embed(3, 4)(jnp.zeros(x.shape[:2], int))
+            x = nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+            return nn.Dense(3)(nn.GroupNorm(2)(x))
+
+    return Network().init(jax.random.key(0), jnp.ones((2, 4, 4, 3)))
+
+
+def test_prunable_in_linen():
+    pytest.importorskip("flax")
+    variables = network()
+    assert_prunable(variables, "['kernel']", "['embedding']")
+    shapes = jax.eval_shape(lambda: variables)
+    assert choice(shapes) == choice(variables)
+    attention = variables["params"]["MultiHeadDotProductAttention_0"]["query"]
+    assert [attention[name].ndim for name in ("kernel", "bias")] == [3, 2]
+
+
+def test_prunable_in_linen_of_flat_names():
+    traverse_util = pytest.importorskip("flax.traverse_util")
+    flat_names = traverse_util.flatten_dict(network(), sep="/")
+    assert_prunable(flat_names, "/kernel']", "/embedding']")
+
+
+def test_prunable_in_stacked_layers():
+    nn = pytest.importorskip("flax.linen")
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.LayerNorm()(nn.Dense(4)(x)), None
+
+    axes = {"params": 0}
+    stack = nn.scan(Block, axes, split_rngs={"params": True}, length=3)()
+    params = stack.init(jax.random.key(0), jnp.ones((2, 4)), None)
+    assert params["params"]["LayerNorm_0"]["scale"].shape == (3, 4)
+    assert_prunable(params, "['kernel']")
+
+
+@pytest.mark.parametrize(
+    "partitioned", ["with_partitioning", "with_logical_partitioning"]
+)
+def test_prunable_in_boxes(partitioned):
+    nn = pytest.importorskip("flax.linen")
+    boxed = getattr(nn, partitioned)
+    layer = nn.Dense(
+        3,
+        kernel_init=boxed(nn.initializers.ones, ("x", "y")),
+        # A bias that looks like a kernel, as in stacked layers.
+        bias_init=boxed(lambda key, shape, dtype: jnp.ones((3,)), ("y",)),
+    )
+    params = layer.init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+    assert_prunable(params, "['kernel'].value")
+    stacked = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+    assert_prunable(stacked, "['kernel'].value")
+    assert choice(nn.Partitioned(jnp.arange(4.0), ("x",))) == {".value": True}
+
+
+def test_prunable_in_nnx():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List([nnx.Linear(2, 2, rngs=rngs)])
+            self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+            self.norm = nnx.BatchNorm(4, rngs=rngs)
+            self.attention = nnx.MultiHeadAttention(2, 4, rngs=rngs)
+            self.adapter = nnx.LoRALinear(3, 4, lora_rank=2, rngs=rngs)
+            # Three layers in one leaf each.
+            many = nnx.vmap(lambda rngs: nnx.Linear(2, 3, rngs=rngs))
+            self.stack = nnx.split_rngs(splits=3)(many)(rngs)
+
+    model = Model(nnx.Rngs(0))
+    assert model.stack.bias.shape == (3, 3)
+    params = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    names = "kernel", "lora_a", "lora_b"
+    assert_prunable(params, *(f"['{name}'].value" for name in names))
+    assert_prunable(nnx.as_pure(params), *(f"['{name}']" for name in names))
+    assert_prunable(nnx.to_pure_dict(params), *(f"['{name}']" for name in names))
+    assert choice(nnx.Param(jnp.ones(3))) == {".value": True}
+
+
+def test_prunable_in_haiku():
+    # BatchNorm's scale and offset have four axes there.
+    scales = {"scale": jnp.ones((1, 1, 1, 3)), "offset": jnp.ones((1, 1, 1, 3))}
+    params = {
+        "mlp/~/linear_0": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)},
+        "conv/~/conv2_d": {"w": jnp.ones((3, 3, 2, 3)), "b": jnp.ones((3, 1, 1))},
+        "conv/~/batch_norm": scales,
+        "mlp/~/layer_norm": {"w": jnp.ones((2, 3))},
+        "embed": {"embeddings": jnp.ones((5, 3))},
+    }
+    found = choice(params)
+    assert [path for path, member in found.items() if member] == [
+        "['conv/~/conv2_d']['w']",
+        "['embed']['embeddings']",
+        "['mlp/~/linear_0']['w']",
+    ]
+
+
+def module(*names):
+    """A dataclass of these leaves whose key paths have attributes, as in Equinox."""
+    cls = dataclasses.make_dataclass("Module", names)
+    return jax.tree_util.register_dataclass(cls, names, [])
+
+
+def test_prunable_in_modules_of_attributes():
+    layer, block = module("weight", "bias"), module("layers", "norm1", "ln_2", "cell")
+    cell = module("weight_ih", "weight_hh", "bias", "bias_n")
+    kernel, vector = jnp.ones((3, 3)), jnp.ones((3, 1, 1))
+    model = block(
+        layers=[layer(kernel, vector), layer(kernel, None)],
+        norm1=layer(jnp.ones((3, 3)), kernel),
+        ln_2=layer(kernel, vector),
+        cell=cell(kernel, kernel, jnp.ones(9), kernel),
+    )
+    assert choice(model) == {
+        ".layers[0].weight": True,
+        ".layers[0].bias": False,
+        ".layers[1].weight": True,
+        ".norm1.weight": False,
+        ".norm1.bias": False,
+        ".ln_2.weight": False,
+        ".ln_2.bias": False,
+        ".cell.weight_ih": True,
+        ".cell.weight_hh": True,
+        ".cell.bias": False,
+        ".cell.bias_n": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, True) for name in ("W1", "w", "bq", "lora_b", "w_mean", "B", "basis")),
+        *((name, False) for name in ("b", "b1", "b_out", "b_2", "beta", "moving_mean")),
+        *((name, False) for name in ("logit_scale", "Bias", "bias_ih", "variance")),
+    ],
+)
+def test_prunable_by_name(name, expected):
+    tree = {name: jnp.ones((2, 3))}
+    assert choice(tree) == {f"['{name}']": expected}
+    # The names of a list are those of what is in it.
+    assert choice({name: [jnp.ones((2, 3)), jnp.ones(3)]}) == {
+        f"['{name}'][0]": expected,
+        f"['{name}'][1]": False,
+    }
+    assert masks.prunable((name,), jnp.ones((2, 3))) == expected
+
+
+def test_prunable_without_names():
+    layers = [jnp.ones((2, 3)), jnp.ones(3), (jnp.ones((3, 1)), jnp.ones(1)), 1.0]
+    assert list(choice(layers).values()) == [True, False, True, False, False]
+    assert choice(jnp.ones(3)) == choice(jnp.ones((2, 3))) == {"": True}
+    for other in (jnp.arange(4).reshape(2, 2), jnp.ones((2, 2), bool), 1j * layers[0]):
+        assert choice({"w": other}) == {"['w']": False}
+
+
+def test_where_none_is_prunable_everywhere():
+    params = {"bias": jnp.arange(4.0), "w": jnp.arange(8.0).reshape(4, 2)}
+    for where in (None, masks.prunable):
+        assert masks.magnitude_mask(params, 0.5, where=where)["bias"] is None
+        assert masks.n_m_mask(params, 2, 4, where=where)["bias"] is None
+        pruned, mask = masks.prune(params, 1.0, where=where)
+        assert mask["bias"] is None
+        np.testing.assert_array_equal(pruned["bias"], params["bias"])
+        assert not pruned["w"].any()
+    everything = masks.magnitude_mask(params, 0.5, where=masks.everything)
+    assert everything["bias"].tolist() == [False, False, False, True]
 
 
 # A predicate, shared by all that take one.
@@ -158,7 +361,7 @@ def test_where_gets_paths_and_leaves():
 def test_where_leaves_out_what_cannot_be_pruned():
     tree = {"count": jnp.arange(3), "w": jnp.arange(4.0)}
     with pytest.raises(ValueError, match=r"params\['count'\] has dtype int32"):
-        masks.magnitude_mask(tree, 0.5)
+        masks.magnitude_mask(tree, 0.5, where=masks.everything)
     mask = masks.magnitude_mask(tree, 0.5, where=lambda path, leaf: leaf.size == 4)
     assert mask["count"] is None
     assert mask["w"].tolist() == [False, False, True, True]
@@ -245,8 +448,11 @@ def test_m_must_divide_the_axis(shape, axis):
 
 
 def test_n_m_mask_needs_floats():
+    tree = {"w": jnp.ones((4, 4), int)}
     with pytest.raises(ValueError, match=r"params\['w'\] has dtype int32"):
-        masks.n_m_mask({"w": jnp.ones((4, 4), int)}, 2, 4)
+        masks.n_m_mask(tree, 2, 4, where=masks.everything)
+    # Which `prunable` leaves out.
+    assert masks.n_m_mask(tree, 2, 4) == {"w": None}
 
 
 # On top of a mask already held.
@@ -254,6 +460,10 @@ def test_n_m_mask_needs_floats():
 SIZE = 14
 # Zeros of both signs, subnormals, ties.
 VALUES = [0.0, -0.0, 1e-45, -1e-45, 1e-40, 1.0, -1.0, 0.5, 3.0, -7.0]
+
+
+# All of the tree, its scalar too.
+magnitude_mask = functools.partial(masks.magnitude_mask, where=masks.everything)
 
 
 def tree(x):
@@ -272,7 +482,7 @@ def further_by_sorting(x, held, count):
 @functools.cache
 def traced(scope):
     def call(params, sparsity, previous):
-        return masks.magnitude_mask(params, sparsity, scope=scope, previous=previous)
+        return magnitude_mask(params, sparsity, scope=scope, previous=previous)
 
     return jax.jit(call)
 
@@ -290,7 +500,7 @@ examples = hypothesis.settings(
 @examples
 @arrays_and_masks
 def test_previous_is_kept_and_counts_are_exact(x, held, sparsity):
-    mask = masks.magnitude_mask(tree(x), sparsity, previous=tree(held))
+    mask = magnitude_mask(tree(x), sparsity, previous=tree(held))
     np.testing.assert_array_equal(
         flat(mask), further_by_sorting(x, held, round(sparsity * SIZE))
     )
@@ -319,7 +529,7 @@ def test_previous_static_and_traced_sparsity_agree(scope):
     held = np.random.default_rng(1).integers(0, 2, SIZE).astype(bool)
     for sparsity in SPARSITIES:
         assert_equal(
-            masks.magnitude_mask(tree(x), sparsity, scope=scope, previous=tree(held)),
+            magnitude_mask(tree(x), sparsity, scope=scope, previous=tree(held)),
             traced(scope)(tree(x), jnp.float32(sparsity), tree(held)),
         )
 
@@ -328,8 +538,10 @@ def test_previous_steps_up_as_one_shot():
     # As long as the parameters are those of before.
     params, mask = uneven(), None
     for sparsity in SPARSITIES:
-        params, mask = masks.prune(params, sparsity, previous=mask)
-        assert_equal(mask, masks.magnitude_mask(uneven(), sparsity))
+        params, mask = masks.prune(
+            params, sparsity, previous=mask, where=masks.everything
+        )
+        assert_equal(mask, magnitude_mask(uneven(), sparsity))
 
 
 def test_previous_of_leaves_that_are_not_chosen():
@@ -372,71 +584,112 @@ def test_the_sparsity_of_nothing_and_of_all_is_exact(size, compiled):
     np.testing.assert_allclose(sparsity(1 - one), 1 / size, rtol=2e-7)
 
 
-# Schedules of sparsity.
+# On a schedule of densities.
 
 
-@pytest.mark.parametrize(
-    ("final", "begin", "end", "initial"),
-    [(0.8, 10, 20, 0.0), (0.98, 0, 7, 0.5), (1.0, 3, 4, 0.0), (0.5, 2, 9, 0.5)],
-)
-def test_cubic_sparsity_is_the_formula(final, begin, end, initial):
-    schedule = cubic_sparsity(final, begin=begin, end=end, initial=initial)
-    counts = np.arange(end + 10)
-    share = np.clip((counts - begin) / (end - begin), 0, 1)
-    expected = final + (initial - final) * (1 - share) ** 3
-    compiled = jax.jit(schedule)
-    np.testing.assert_allclose([schedule(int(c)) for c in counts], expected, atol=1e-6)
-    np.testing.assert_allclose([compiled(c) for c in counts], expected, atol=1e-6)
-    assert (np.diff([float(compiled(c)) for c in counts]) >= 0).all()
-    assert compiled(end) == np.float32(final)
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 1000, 12_345])
+@pytest.mark.parametrize("density", [0.05, 0.1, 0.3, 0.9, 1.0])
+def test_the_number_kept_is_exact(density, size, compiled):
+    # 1 - 0.1 is not exact in float32: a sparsity of it may prune one weight too many.
+    def at(x, count):
+        return masks.mask_on_schedule(x, None, count, lambda count: density)
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=size), jnp.float32)
+    mask = (jax.jit(at) if compiled else at)(x, 3)
+    kept = max(1, round(density * size))
+    np.testing.assert_array_equal(mask, pruned_by_sorting(x, size - kept))
+
+
+@pytest.mark.parametrize("scope", ["global", "leaf"])
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_mask_on_schedule_step_by_step(scope, every, compiled):
+    def at(params, held, count):
+        return masks.mask_on_schedule(
+            params, held, count, density, every=every, scope=scope
+        )
+
+    density = cubic_density(0.2, begin=1, end=8)
+    at = jax.jit(at) if compiled else at
+    rng = np.random.default_rng(0)
+    params = {
+        "bias": jnp.ones(3),
+        "first": jnp.asarray(rng.normal(size=(4, 5)), jnp.float32),
+        "last": jnp.asarray(rng.normal(size=(5, 3)), jnp.float32),
+    }
+    held = masks.magnitude_mask(params, 0.0)
+    for count in range(12):
+        before, held = held, at(params, held, count)
+        assert held["bias"] is None
+        if count % every:
+            assert_equal(held, before)
+            continue
+        share = float(density(count))
+        sizes = [20, 15] if scope == "leaf" else [35]
+        parts = [flat(held[name]) for name in ("first", "last")]
+        parts = parts if scope == "leaf" else [np.concatenate(parts)]
+        assert [part.sum() for part in parts] == [round(share * n) for n in sizes]
+        assert not (flat(held) & ~flat(before)).any()
+
+
+def test_mask_on_schedule_undoes_nothing():
+    mask = masks.mask_on_schedule(jnp.arange(10.0), None, 0, 0.3)
+    assert mask.sum() == 3
+    assert_equal(masks.mask_on_schedule(jnp.arange(10.0), mask, 1, 0.9), mask)
+
+
+def test_mask_on_schedule_counts_down_from_unsigned_steps():
+    # As nnx.Optimizer's, where a schedule's `count - begin` would wrap.
+    density = lambda count: jnp.where(count - 5 < 0, 1.0, 0.5)  # noqa: E731
+    mask = masks.mask_on_schedule(jnp.arange(4.0), None, jnp.uint32(2), density)
+    assert mask.all()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"final": 1.1}, "final must be a finite number >= 0 and <= 1; got 1.1"),
-        ({"final": -0.1}, "final must be a finite number >= 0 and <= 1; got -0.1"),
-        ({"final": float("nan")}, "final must be a finite number"),
-        ({"initial": -0.1}, "initial must be a finite number >= 0 and <= 0.8"),
-        ({"initial": 0.9}, "initial must be a finite number >= 0 and <= 0.8"),
-        ({"begin": -1}, "begin must be a finite number >= 0; got -1"),
-        ({"end": 10}, "end must be a finite number > 10; got 10"),
-        ({"end": 5}, "end must be a finite number > 10; got 5"),
-        ({"end": None}, "end must be a finite number > 10; got None"),
+        ({"density": 0.0}, "density must be a finite number > 0 and <= 1; got 0.0"),
+        ({"density": 95}, "density must be a finite number > 0 and <= 1; got 95"),
+        ({"every": 0}, "every must be a finite number >= 1; got 0"),
+        ({"scope": "row"}, "scope must be 'global' or 'leaf'; got 'row'"),
     ],
 )
-def test_cubic_sparsity_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        cubic_sparsity(**{"final": 0.8, "begin": 10, "end": 20, **arguments})
+def test_mask_on_schedule_arguments(arguments, message):
+    with refused(message):
+        masks.mask_on_schedule(jnp.ones(3), None, 0, **{"density": 0.5, **arguments})
 
 
-@pytest.mark.parametrize("step", [0, 1, 7])
-def test_one_shot_sparsity(step):
-    schedule = one_shot_sparsity(0.75, step=step)
-    values = [float(schedule(count)) for count in range(10)]
-    assert values == [0.75 if count >= step else 0.0 for count in range(10)]
-    np.testing.assert_array_equal(jax.jit(schedule)(jnp.arange(10)), values)
+def test_mask_on_schedule_needs_a_mask_of_every_leaf_chosen():
+    params = {"bias": jnp.ones(3), "w": jnp.ones((2, 2))}
+    held = masks.magnitude_mask(params, 0.0)
+    with refused("where must choose", "params['bias'], which has none"):
+        masks.mask_on_schedule(params, held, 0, 0.5, where=masks.everything)
 
 
-@pytest.mark.parametrize(
-    ("sparsity", "step", "name"),
-    [
-        (1.5, 0, "sparsity"),
-        (-0.5, 0, "sparsity"),
-        (0.5, -1, "step"),
-        (0.5, "1", "step"),
-    ],
-)
-def test_one_shot_sparsity_arguments(sparsity, step, name):
-    with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0"):
-        one_shot_sparsity(sparsity, step=step)
+# Further.
+
+
+def test_prune_further_goes_by_the_masks_held():
+    params = {"a": jnp.arange(4.0), "w": jnp.arange(4.0).reshape(2, 2)}
+    pruned, mask = masks.prune(params, 0.25, where=lambda path, x: x.ndim == 1)
+    pruned, mask = masks.prune_further(pruned, 0.75, mask)
+    assert mask["w"] is None
+    assert mask["a"].tolist() == [False, False, False, True]
+    assert pruned["a"].tolist() == [0.0, 0.0, 0.0, 3.0]
+    with refused("sparsity must be at least 0.75, what is pruned already; got 0.5"):
+        masks.prune_further(pruned, 0.5, mask)
+    # An array may be traced, so it is not compared, and undoes nothing.
+    assert_equal(masks.prune_further(pruned, jnp.float32(0.5), mask)[1], mask)
+    # Without a mask: as `prune`.
+    assert_equal(masks.prune_further(params, 0.5, None), masks.prune(params, 0.5))
 
 
 # Recalibration.
 
 
 def test_curve_recalibrates():
-    params, calls = {"w": jnp.arange(1.0, 11.0)}, []
+    params, calls = {"w": jnp.arange(1.0, 11.0).reshape(2, 5)}, []
 
     def recalibrate(pruned, sparsity):
         calls.append((sparsity, pruned))
@@ -457,4 +710,4 @@ def test_curve_recalibrates():
     assert curve.values["sparsity"] == tuple(sparsities)
     assert curve.sparsities == tuple(sparsities)
     # The parameters stay as they were.
-    np.testing.assert_array_equal(params["w"], np.arange(1.0, 11.0))
+    np.testing.assert_array_equal(params["w"], np.arange(1.0, 11.0).reshape(2, 5))

@@ -31,7 +31,6 @@ from benchmarks.networks import (
 from benchmarks.networks.contenders import CONTENDERS, CORE
 from benchmarks.networks.records import Run
 from prunadag_optax import masks
-from prunadag_optax.methods.lottery_ticket import matrices
 
 MLP = tasks.QUICK["mlp_mnist"]
 TEXT = tasks.QUICK["transformer_shakespeare"]
@@ -213,7 +212,7 @@ def test_measured_is_what_numpy_says():
     found = evaluation.measured(MLP, data, fitted, "test", (0.9,), seed=0)
     assert len(found["one-shot"]) == len(evaluation.SPARSITIES)
     for sparsity in (0.0, 0.8, 0.95):
-        params, _ = masks.prune(fitted.params, sparsity, where=matrices)
+        params, _ = masks.prune(fitted.params, sparsity)
         x = np.asarray(data.test.inputs, float).reshape(397, 64)
         for number in range(2):
             layer = params[f"Dense_{number}"]

@@ -17,9 +17,10 @@ from flax import nnx
 
 from prunadag_optax import masks, prunadag
 from prunadag_optax.linen import PruningTrainState
-from prunadag_optax.methods.gradual_pruning import cubic_sparsity, one_shot_sparsity
 from prunadag_optax.nnx import PruningMask, PruningMasks, prune
-from tests.test_sweep import SETTINGS, STEPS, assert_close, jitted
+from prunadag_optax.schedules import cubic_density, one_shot_density
+from tests.helpers import assert_close, jitted
+from tests.sweep import SETTINGS, STEPS
 
 OPTIMIZERS = {
     "sgd": lambda: optax.sgd(0.1, momentum=0.9),
@@ -183,7 +184,7 @@ def test_gradients_of_pruned_weights_are_not_looked_at(bad):
     def run(value):
         tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1))
         model, optimizer = setup(tx)
-        pruning = prune(model, 0.5)
+        pruning = prune(model, 0.5, where=masks.everything)
         grads = nnx.grad(squared_error)(model)
         spoiled = jax.tree.map(
             lambda g, keep: jnp.where(keep, g, value),
@@ -249,7 +250,7 @@ def test_where_and_filters_select_the_same():
 
 
 def test_masks_are_variables_of_their_own_type():
-    pruning = prune(Model(nnx.Rngs(0)), 0.5)
+    pruning = prune(Model(nnx.Rngs(0)), 0.5, where=masks.everything)
     held = jax.tree.leaves(pruning.masks, is_leaf=lambda m: isinstance(m, PruningMask))
     assert len(held) == 4
     assert all(isinstance(m, PruningMask) and m[...].dtype == bool for m in held)
@@ -260,7 +261,7 @@ def test_masks_are_variables_of_their_own_type():
 def test_scope_leaf_counts_each_leaf(sparsity):
     model = Model(nnx.Rngs(0))
     before = pure(model)
-    pruning = prune(model, sparsity, scope="leaf")
+    pruning = prune(model, sparsity, scope="leaf", where=masks.everything)
     for keep, x, leaf in zip(
         *map(jax.tree.leaves, (pruning.tree(), before, pure(model))), strict=True
     ):
@@ -310,7 +311,7 @@ def test_batch_statistics_are_left_alone():
 # The object.
 
 
-@pytest.mark.parametrize("where", [None, kernels], ids=["all", "kernels"])
+@pytest.mark.parametrize("where", [masks.everything, kernels])
 def test_split_and_merge_round_trip(where):
     model, optimizer = setup(optax.adam(0.05))
     pruning = prune(model, 0.5, where=where)
@@ -368,7 +369,7 @@ def test_masks_restored_from_their_state():
 
 def test_apply_zeroes_what_is_not_zero_and_checks_the_model():
     model, other = Model(nnx.Rngs(0)), Model(nnx.Rngs(1))
-    pruning = prune(model, 0.5)
+    pruning = prune(model, 0.5, where=masks.everything)
     pruning.apply(other)
     assert_pruned(other, pruning, round(0.5 * (COUNT + 17)))
     with pytest.raises(ValueError, match=r"mask\['hidden'\].* must have the shape"):
@@ -418,7 +419,9 @@ def test_masks_for_other_parameters_are_an_error():
     model = Model(nnx.Rngs(0))
     pruning = prune(model, 0.5, where=kernels)
     before, held = pure(model), pruning.tree()
-    with pytest.raises(ValueError, match="where must choose the parameters that have"):
+    with pytest.raises(
+        ValueError, match="where must choose parameters that have masks"
+    ):
         pruning.prune(model, 0.5, where=lambda path, leaf: leaf.ndim > 0)
     assert_equal(pure(model), before)
     assert_equal(pruning.tree(), held)
@@ -446,29 +449,29 @@ def test_sparsity_out_of_range(sparsity):
 # On a schedule.
 
 SCHEDULES = {
-    "cubic": (cubic_sparsity(0.9, begin=3, end=18), 1),
-    "cubic, every 5": (cubic_sparsity(0.9, begin=3, end=18, initial=0.2), 5),
-    "one-shot, every 5": (one_shot_sparsity(0.5, step=7), 5),
-    "falling": (lambda count: 0.8 * (0.5 ** (count / 4)), 1),
+    "cubic": (cubic_density(0.1, begin=3, end=18), 1),
+    "cubic, every 5": (cubic_density(0.1, begin=3, end=18, initial=0.8), 5),
+    "one-shot, every 5": (one_shot_density(0.5, step=7), 5),
+    "rising": (lambda count: 1 - 0.8 * (0.5 ** (count / 4)), 1),
 }
 
 
 @pytest.mark.parametrize("wrt", [nnx.Param, KERNELS], ids=["Param", "kernels"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedule_is_followed_exactly(name, wrt):
-    schedule, every = SCHEDULES[name]
+    density, every = SCHEDULES[name]
     model, optimizer = setup(optax.adam(0.01))
     pruning = prune(model, 0.0, wrt=wrt, where=kernels)
 
     def after(model, optimizer, pruning):
-        pruning.prune_on_schedule(model, optimizer.step[...], schedule, every=every)
+        pruning.prune_on_schedule(model, optimizer.step[...], density, every=every)
 
     step, traces = stepper(after)
     expected, kept = 0, flat(pruning.tree())
     for count in range(1, 22):
         step(model, optimizer, pruning)
         if count % every == 0:
-            expected = max(expected, round(float(schedule(count)) * COUNT))
+            expected = max(expected, COUNT - round(float(density(count)) * COUNT))
         assert_pruned(model, pruning, expected)
         assert not (flat(pruning.tree()) & ~kept).any()
         kept = flat(pruning.tree())

@@ -22,7 +22,7 @@ from benchmarks.problems import (
     sparse_coding,
 )
 from prunadag_optax import prunadag
-from tests.precision import enable_x64
+from tests.helpers import enable_x64
 
 CASES = list(least_squares.MATRICES)
 SPARCO = list(sparco.OPERATORS)

@@ -23,7 +23,7 @@ from prunadag_optax import (
     scale_by_prunadag,
 )
 from prunadag_optax._core.algorithm import classification_at
-from tests.precision import enable_x64
+from tests.helpers import enable_x64
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 VARIANTS = ["v1", "v2", "v3", "v4", "relevant_only"]

@@ -6,7 +6,6 @@ from what the operator returned.
 """
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from prunadag_optax._common.checks import NO_PARAMS_MSG
+from prunadag_optax import masks
 from prunadag_optax.methods import proximal
-from prunadag_optax.methods.penalties import groups
+from prunadag_optax.methods.penalties import groups, operators, regularisers
 from prunadag_optax.methods.penalties.operators import MARGIN
 from tests import prox_reference as reference
-from tests.precision import enable_x64
+from tests.helpers import enable_x64, refused
 
 few = settings(max_examples=30, deadline=None)
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
@@ -80,7 +79,7 @@ def is_nontrivial(z):
 @pytest.mark.parametrize("spread", [0, 2, 5, 8])
 def test_weighted_l1_is_stationary(dtype, spread):
     x, d = random_groups(1, dtype, spread)
-    z = proximal.weighted_prox_l1(x, d, 4.0, 0.25)
+    z = operators.prox_l1(x, 4.0, 0.25, metric=d)
     assert z.dtype == dtype
     z, x, d = (np.asarray(v, np.float64) for v in (z, x, d))
     residual = np.where(
@@ -94,7 +93,7 @@ def test_weighted_l1_is_stationary(dtype, spread):
 @pytest.mark.parametrize("spread", [0, 2, 5, 8])
 def test_weighted_group_lasso_is_stationary(dtype, spread):
     x, d = random_groups(2, dtype, spread)
-    z = proximal.weighted_prox_group_lasso(x, d, 4.0, 0.25, axis=0, reweight=False)
+    z = operators.prox_group_lasso(x, 4.0, 0.25, metric=d, axis=0, reweight=False)
     assert z.dtype == dtype
     assert is_nontrivial(z)
     assert group_residual(z, x, d, np.ones_like) < TOLERANCE[dtype]
@@ -107,7 +106,7 @@ def test_weighted_group_mcp_is_stationary(dtype, spread):
     eta = 0.25
     # Convex for every group, and flat for some.
     gamma = 1.5 * eta / float(d.min())
-    z = proximal.weighted_prox_group_mcp(x, d, 4.0, gamma, eta, axis=0, reweight=False)
+    z = operators.prox_group_mcp(x, 4.0, gamma, eta, metric=d, axis=0, reweight=False)
     flat = gamma * 4.0
     assert is_nontrivial(z)
     assert spread > 5 or 0 < np.mean(norms(np.asarray(x)) > flat) < 1
@@ -125,13 +124,13 @@ def test_plain_operators_are_stationary(dtype, name):
     if name == "l1":
         # Groups of one.
         x, d = x.reshape(-1, 1), d.reshape(-1, 1)
-        z = proximal.prox_l1(x, 4.0, 0.25)
+        z = operators.prox_l1(x, 4.0, 0.25)
         residual = group_residual(z, x, d, np.ones_like)
     elif name == "lasso":
-        z = proximal.prox_group_lasso(x, 4.0, 0.25, axis=0, reweight=False)
+        z = operators.prox_group_lasso(x, 4.0, 0.25, axis=0, reweight=False)
         residual = group_residual(z, x, d, np.ones_like)
     else:
-        z = proximal.prox_group_mcp(x, 4.0, 2.0, 0.25, axis=0, reweight=False)
+        z = operators.prox_group_mcp(x, 4.0, 2.0, 0.25, axis=0, reweight=False)
         residual = group_residual(z, x, d, lambda u: np.maximum(1 - u / 8, 0))
     assert is_nontrivial(z)
     assert residual < TOLERANCE[dtype]
@@ -141,7 +140,7 @@ def test_plain_operators_are_stationary(dtype, name):
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (3, 2, 7)])
 def test_nuclear_is_stationary(dtype, shape):
     x = np.random.default_rng(5).normal(size=shape)
-    z = proximal.prox_nuclear(jnp.asarray(x, dtype), 4.0, 0.5)
+    z = operators.prox_nuclear(jnp.asarray(x, dtype), 4.0, 0.5)
     assert z.dtype == dtype
     z = np.asarray(z, np.float64).reshape(-1, shape[-1])
     x = np.asarray(x, dtype).astype(np.float64).reshape(-1, shape[-1])
@@ -165,7 +164,7 @@ def test_k_support_is_stationary(dtype, spread, k):
         x = np.asarray(jnp.asarray(x, dtype), np.float64)
         length = np.linalg.norm(np.sort(np.abs(x))[-k:])
         lam = share * length
-        z = proximal.prox_k_support(jnp.asarray(x, dtype), k, lam / 2, 2.0)
+        z = operators.prox_k_support(jnp.asarray(x, dtype), k, lam / 2, 2.0)
         assert z.dtype == dtype
         zeros += int(np.all(np.asarray(z) == 0))
         z = np.asarray(z, np.float64)
@@ -185,34 +184,34 @@ KERNEL = {"axis": 0, "reweight": False}
 # Name -> (operator with metric, penalty at strength 0.7), scaling 0.6.
 WEIGHTED = {
     "l1": (
-        lambda x, d: proximal.weighted_prox_l1(x, d, 0.7, 0.6),
+        lambda x, d: operators.prox_l1(x, 0.7, 0.6, metric=d),
         lambda z: 0.7 * np.abs(z).sum(),
     ),
     "group lasso": (
-        lambda x, d: proximal.weighted_prox_group_lasso(x, d, 0.7, 0.6, **KERNEL),
+        lambda x, d: operators.prox_group_lasso(x, 0.7, 0.6, metric=d, **KERNEL),
         lambda z: 0.7 * norms(z).sum(),
     ),
     "group MCP": (
-        lambda x, d: proximal.weighted_prox_group_mcp(x, d, 0.7, 6.0, 0.6, **KERNEL),
+        lambda x, d: operators.prox_group_mcp(x, 0.7, 6.0, 0.6, metric=d, **KERNEL),
         lambda z: sum(reference.mcp(u, 0.7, 6.0) for u in norms(z).ravel()),
     ),
 }
 PLAIN = {
-    "l1": (lambda x: proximal.prox_l1(x, 0.7, 0.6), WEIGHTED["l1"][1]),
+    "l1": (lambda x: operators.prox_l1(x, 0.7, 0.6), WEIGHTED["l1"][1]),
     "group lasso": (
-        lambda x: proximal.prox_group_lasso(x, 0.7, 0.6, **KERNEL),
+        lambda x: operators.prox_group_lasso(x, 0.7, 0.6, **KERNEL),
         WEIGHTED["group lasso"][1],
     ),
     "group MCP": (
-        lambda x: proximal.prox_group_mcp(x, 0.7, 6.0, 0.6, **KERNEL),
+        lambda x: operators.prox_group_mcp(x, 0.7, 6.0, 0.6, **KERNEL),
         WEIGHTED["group MCP"][1],
     ),
     "nuclear": (
-        lambda x: proximal.prox_nuclear(x, 0.7, 0.6),
+        lambda x: operators.prox_nuclear(x, 0.7, 0.6),
         lambda z: 0.7 * np.linalg.svd(z, compute_uv=False).sum(),
     ),
     "k-support": (
-        lambda x: proximal.prox_k_support(x, 3, 0.7, 0.6),
+        lambda x: operators.prox_k_support(x, 3, 0.7, 0.6),
         lambda z: 0.7 * reference.k_support(z, 3),
     ),
 }
@@ -266,20 +265,20 @@ positive = st.floats(1e-3, 50)
 @given(arrays, positive, positive)
 def test_a_constant_metric_scales_the_penalty(x, d, lam):
     metric = np.full(SHAPE, d)
-    for weighted, plain, options in (
-        (proximal.weighted_prox_l1, proximal.prox_l1, {}),
-        (proximal.weighted_prox_group_lasso, proximal.prox_group_lasso, KERNEL),
+    for operator, options in (
+        (operators.prox_l1, {}),
+        (operators.prox_group_lasso, KERNEL),
     ):
         np.testing.assert_allclose(
-            weighted(x, metric, lam, **options),
-            plain(x, lam, 1 / d, **options),
+            operator(x, lam, metric=metric, **options),
+            operator(x, lam, 1 / d, **options),
             rtol=1e-10,
             atol=1e-10,
         )
     gamma = 2 / d
     np.testing.assert_allclose(
-        proximal.weighted_prox_group_mcp(x, metric, lam, gamma, **KERNEL),
-        proximal.prox_group_mcp(x, lam, gamma, 1 / d, **KERNEL),
+        operators.prox_group_mcp(x, lam, gamma, metric=metric, **KERNEL),
+        operators.prox_group_mcp(x, lam, gamma, 1 / d, **KERNEL),
         rtol=1e-10,
         atol=1e-10,
     )
@@ -291,8 +290,8 @@ def test_a_group_is_zero_where_its_gradient_at_zero_is_short(x, exponents, lam):
     d = 10**exponents
     length = norms(d * x)
     for z in (
-        proximal.weighted_prox_group_lasso(x, d, lam, **KERNEL),
-        proximal.weighted_prox_group_mcp(x, d, lam, 1e9, **KERNEL),
+        operators.prox_group_lasso(x, lam, metric=d, **KERNEL),
+        operators.prox_group_mcp(x, lam, 1e9, metric=d, **KERNEL),
     ):
         zero = np.all(np.asarray(z) == 0, axis=1, keepdims=True)
         assert np.all(zero[length < lam * (1 - 1e-12)])
@@ -305,10 +304,10 @@ def test_operators_of_norms_are_firmly_nonexpansive(x, y, exponents, lam):
     d = 10**exponents
     plain = np.ones(SHAPE)
     for operator, metric in (
-        (lambda v: proximal.weighted_prox_l1(v, d, lam), d),
-        (lambda v: proximal.weighted_prox_group_lasso(v, d, lam, **KERNEL), d),
-        (lambda v: proximal.prox_k_support(v, 3, lam), plain),
-        (lambda v: proximal.prox_nuclear(v, lam), plain),
+        (lambda v: operators.prox_l1(v, lam, metric=d), d),
+        (lambda v: operators.prox_group_lasso(v, lam, metric=d, **KERNEL), d),
+        (lambda v: operators.prox_k_support(v, 3, lam), plain),
+        (lambda v: operators.prox_nuclear(v, lam), plain),
     ):
         change = np.asarray(operator(x)) - np.asarray(operator(y))
         inner = np.sum(metric * change * (x - y))
@@ -331,11 +330,11 @@ def test_the_secular_equation_is_solved(x, exponents):
 @few
 @given(arrays, st.integers(1, 6), positive)
 def test_k_support_between_l1_and_the_block_threshold(x, k, lam):
-    z = proximal.prox_k_support(x, k, lam)
+    z = operators.prox_k_support(x, k, lam)
     if k == 1:
-        np.testing.assert_allclose(z, proximal.prox_l1(x, lam), atol=1e-12)
+        np.testing.assert_allclose(z, operators.prox_l1(x, lam), atol=1e-12)
     if k == 6:
-        block = proximal.prox_group_lasso(x, lam, axis=(), reweight=False)
+        block = operators.prox_group_lasso(x, lam, axis=(), reweight=False)
         np.testing.assert_allclose(z, block, rtol=1e-12, atol=1e-12)
     # What is left shrinks no sign and grows no magnitude.
     z = np.asarray(z)
@@ -347,11 +346,11 @@ def test_k_support_of_a_tree_is_that_of_one_vector():
     rng = np.random.default_rng(7)
     tree = {"a": rng.normal(size=(6, 5)), "b": [rng.normal(size=10), np.ones((0, 2))]}
     flat = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
-    z = proximal.prox_k_support(tree, 0.3, 0.8)
+    z = operators.prox_k_support(tree, 0.3, 0.8)
     assert jax.tree.structure(z) == jax.tree.structure(tree)
     np.testing.assert_allclose(
         np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(z)]),
-        proximal.prox_k_support(flat, 0.3, 0.8),
+        operators.prox_k_support(flat, 0.3, 0.8),
         rtol=1e-12,
     )
 
@@ -361,15 +360,15 @@ def test_k_support_of_a_tree_is_that_of_one_vector():
 def test_scaling_multiplies_the_strength(x, exponents, lam, eta):
     d = 10**exponents
     for once, twice in (
-        (proximal.prox_l1(x, lam * eta), proximal.prox_l1(x, lam, eta)),
+        (operators.prox_l1(x, lam * eta), operators.prox_l1(x, lam, eta)),
         (
-            proximal.weighted_prox_group_lasso(x, d, lam * eta, axis=0),
-            proximal.weighted_prox_group_lasso(x, d, lam, eta, axis=0),
+            operators.prox_group_lasso(x, lam * eta, metric=d, axis=0),
+            operators.prox_group_lasso(x, lam, eta, metric=d, axis=0),
         ),
-        (proximal.prox_nuclear(x, lam * eta), proximal.prox_nuclear(x, lam, eta)),
+        (operators.prox_nuclear(x, lam * eta), operators.prox_nuclear(x, lam, eta)),
         (
-            proximal.prox_k_support(x, 2, lam * eta),
-            proximal.prox_k_support(x, 2, lam, eta),
+            operators.prox_k_support(x, 2, lam * eta),
+            operators.prox_k_support(x, 2, lam, eta),
         ),
     ):
         np.testing.assert_allclose(once, twice, rtol=1e-9, atol=1e-9)
@@ -380,12 +379,12 @@ def test_scaling_multiplies_the_strength(x, exponents, lam, eta):
 
 def test_infinite_gamma_is_the_group_lasso():
     x, d = random_groups(8, "float64", 4)
-    lasso = proximal.weighted_prox_group_lasso(x, d, 1.0, axis=0)
-    mcp = proximal.weighted_prox_group_mcp(x, d, 1.0, np.inf, axis=0)
+    lasso = operators.prox_group_lasso(x, 1.0, metric=d, axis=0)
+    mcp = operators.prox_group_mcp(x, 1.0, np.inf, metric=d, axis=0)
     np.testing.assert_array_equal(mcp, lasso)
     np.testing.assert_allclose(
-        proximal.prox_group_mcp(x, 1.0, np.inf, axis=0),
-        proximal.prox_group_lasso(x, 1.0, axis=0),
+        operators.prox_group_mcp(x, 1.0, np.inf, axis=0),
+        operators.prox_group_lasso(x, 1.0, axis=0),
         rtol=1e-14,
     )
 
@@ -398,8 +397,8 @@ def test_mcp_is_continuous_where_it_becomes_flat(spread):
     x *= 3.0 / norms(x)  # gamma lambda = 3
     below, above = (
         np.asarray(
-            proximal.weighted_prox_group_mcp(
-                factor * x, d, 1.0, 3.0, axis=0, reweight=False
+            operators.prox_group_mcp(
+                factor * x, 1.0, 3.0, metric=d, axis=0, reweight=False
             )
         )
         for factor in (1 - 1e-9, 1 + 1e-9)
@@ -420,9 +419,9 @@ def test_mcp_guard(dtype, dead):
     x = rng.normal(size=(60, 8)) * 10 ** rng.uniform(-2, 2, (60, 1))
     x, d = jnp.asarray(x, dtype), jnp.asarray(d, dtype)
     operator = functools.partial(
-        proximal.weighted_prox_group_mcp, axis=0, reweight=False
+        operators.prox_group_mcp, metric=d, axis=0, reweight=False
     )
-    z = np.asarray(operator(x, d, lam, gamma, eta), np.float64)
+    z = np.asarray(operator(x, lam, gamma, eta), np.float64)
     assert np.all(np.isfinite(z))
     assert np.all(z * np.asarray(x) >= 0)
     assert np.all(np.abs(z) <= np.abs(x))
@@ -446,9 +445,9 @@ def test_mcp_guard(dtype, dead):
 
 def test_plain_mcp_guard():
     x = np.array([[3.0, 4.0], [0.3, 0.4], [0.6, 0.8]])
-    z = proximal.prox_group_mcp(x, 1.0, 0.5, 1.0, **KERNEL)
+    z = operators.prox_group_mcp(x, 1.0, 0.5, 1.0, **KERNEL)
     # As with gamma = 1.01: zero up to 1, almost hard from there.
-    expected = proximal.prox_group_mcp(x, 1.0, MARGIN, 1.0, **KERNEL)
+    expected = operators.prox_group_mcp(x, 1.0, MARGIN, 1.0, **KERNEL)
     np.testing.assert_allclose(z, expected, rtol=1e-12)
     np.testing.assert_array_equal(z[0], x[0])
     np.testing.assert_array_equal(z[1], 0)
@@ -461,14 +460,14 @@ def test_no_penalty_changes_nothing():
     x = jnp.array([[1.0, -2.0, 0.0], [1e-300, 1e300, 3.0]])
     d = jnp.array([[1.0, 0.0, 2.0], [1e-8, 1e8, 1.0]])
     for z in (
-        proximal.prox_l1(x, 0.0),
-        proximal.weighted_prox_l1(x, d, 1.0, 0.0),
-        proximal.prox_group_lasso(x, 0.0),
-        proximal.weighted_prox_group_lasso(x, d, 0.0),
-        proximal.prox_group_mcp(x, 0.0, 2.0),
-        proximal.weighted_prox_group_mcp(x, d, 1.0, 2.0, 0.0),
-        proximal.prox_nuclear(x, 0.0),
-        proximal.prox_k_support(x, 2, 0.0),
+        operators.prox_l1(x, 0.0),
+        operators.prox_l1(x, 1.0, 0.0, metric=d),
+        operators.prox_group_lasso(x, 0.0),
+        operators.prox_group_lasso(x, 0.0, metric=d),
+        operators.prox_group_mcp(x, 0.0, 2.0),
+        operators.prox_group_mcp(x, 1.0, 2.0, 0.0, metric=d),
+        operators.prox_nuclear(x, 0.0),
+        operators.prox_k_support(x, 2, 0.0),
     ):
         np.testing.assert_array_equal(z, x)
 
@@ -479,9 +478,9 @@ def test_squares_that_overflow_or_underflow(dtype):
         x = jnp.asarray(scale * np.array([[3.0, 4.0], [0.3, 0.4]]), dtype)
         metric = jnp.full_like(x, 2.0)
         for z in (
-            proximal.prox_group_lasso(x, scale, **KERNEL),
-            proximal.weighted_prox_group_lasso(x, metric, 2 * scale, **KERNEL),
-            proximal.prox_k_support(x, 4, scale, 1.0).at[1].set(0),
+            operators.prox_group_lasso(x, scale, **KERNEL),
+            operators.prox_group_lasso(x, 2 * scale, metric=metric, **KERNEL),
+            operators.prox_k_support(x, 4, scale, 1.0).at[1].set(0),
         ):
             assert z.dtype == dtype
             expected = np.array([[2.4, 3.2], [0, 0]])
@@ -489,24 +488,22 @@ def test_squares_that_overflow_or_underflow(dtype):
                 np.asarray(z, np.float64) / scale, expected, rtol=0.02
             )
     tiny = jnp.array([[3e-30, 4e-30]], "float32")
-    z = proximal.prox_group_lasso(tiny, 1e-30, **KERNEL)
+    z = operators.prox_group_lasso(tiny, 1e-30, **KERNEL)
     np.testing.assert_allclose(z / tiny, 0.8, rtol=1e-6)
-    z = proximal.weighted_prox_group_lasso(
-        tiny, jnp.full((1, 2), 1e-5), 1e-35, **KERNEL
-    )
+    z = operators.prox_group_lasso(tiny, 1e-35, metric=jnp.full((1, 2), 1e-5), **KERNEL)
     np.testing.assert_allclose(z / tiny, 0.8, rtol=1e-6)
 
 
 def test_nan_shows_in_its_group_only():
     x = jnp.array([[1.0, jnp.nan], [3.0, 4.0]])
     for z in (
-        proximal.prox_group_lasso(x, 1.0, **KERNEL),
-        proximal.weighted_prox_group_lasso(x, jnp.ones((2, 2)), 1.0, **KERNEL),
-        proximal.weighted_prox_group_mcp(x, jnp.ones((2, 2)), 1.0, 9.0, **KERNEL),
+        operators.prox_group_lasso(x, 1.0, **KERNEL),
+        operators.prox_group_lasso(x, 1.0, metric=jnp.ones((2, 2)), **KERNEL),
+        operators.prox_group_mcp(x, 1.0, 9.0, metric=jnp.ones((2, 2)), **KERNEL),
     ):
         assert bool(jnp.isnan(z[0]).all())
         assert bool(jnp.isfinite(z[1]).all())
-    assert bool(jnp.isnan(proximal.prox_k_support(x, 2, 1.0)).all())
+    assert bool(jnp.isnan(operators.prox_k_support(x, 2, 1.0)).all())
 
 
 # Groups of kernels, and regularisers of trees.
@@ -515,7 +512,7 @@ def test_nan_shows_in_its_group_only():
 def test_axes_of_groups():
     x = np.random.default_rng(11).normal(size=(2, 3, 4, 5))
     for axis, size in ((-2, 30), (-1, 24), ((0, 1, 2), 5), ((), 120)):
-        z = proximal.prox_group_lasso(x, 0.3, axis=axis)
+        z = operators.prox_group_lasso(x, 0.3, axis=axis)
         kept = [a % 4 for a in ((axis,) if isinstance(axis, int) else axis)]
         rows = np.moveaxis(x, kept, range(len(kept))).reshape(-1, size)
         lam = 0.3 * np.sqrt(size)
@@ -535,23 +532,23 @@ def network(seed=12):
     }
 
 
-KERNELS = (("conv", "kernel"), ("dense", "kernel"))
-# Name of the groups -> axes that number them in a conv kernel and in a dense one.
+KERNELS = (("conv", "kernel"), ("dense", "kernel"), ("embed", "embedding"))
+# Name of the groups -> axes that number them in a conv kernel and in matrices.
 AXES = {
-    "input": ((2,), (0,)),
-    "output": ((3,), (1,)),
-    "rows": ((0, 1, 2), (0,)),
-    "columns": ((0, 1, 3), (1,)),
+    "input": ((2,), (0,), (0,)),
+    "output": ((3,), (1,), (1,)),
+    "rows": ((0, 1, 2), (0,), (0,)),
+    "columns": ((0, 1, 3), (1,), (1,)),
 }
 
 
 @pytest.mark.parametrize("choice", AXES)
 def test_group_lasso_of_a_network(choice):
     params = network()
-    regulariser = proximal.group_lasso(0.2, choice)
+    regulariser = regularisers.group_lasso(0.2, choice)
     metric = jax.tree.map(lambda x: 1 + np.abs(x), params)
     plain = regulariser.prox(params, 0.5)
-    weighted = regulariser.weighted_prox(params, metric, 0.5)
+    weighted = regulariser.prox(params, 0.5, metric)
     total = 0.0
     for (layer, name), kept in zip(KERNELS, AXES[choice], strict=True):
         x, d = params[layer][name], metric[layer][name]
@@ -572,30 +569,34 @@ def test_group_lasso_of_a_network(choice):
     np.testing.assert_allclose(regulariser.value(params), total, rtol=1e-12)
     for got in (plain, weighted):
         assert jax.tree.structure(got) == jax.tree.structure(params)
-        for path in (("conv", "bias"), ("norm", "scale"), ("embed", "embedding")):
-            assert got[path[0]][path[1]] is params[path[0]][path[1]]
+        for layer, name in (("conv", "bias"), ("norm", "scale")):
+            assert got[layer][name] is params[layer][name]
 
 
 def test_values_are_the_penalties():
     params = network()
     kernels = [params[a][b] for a, b in KERNELS]
     flat = np.concatenate([x.ravel() for x in kernels])
-    conv, dense = kernels
-    rows = [(norms(np.moveaxis(conv, 2, 0).reshape(3, 16)), 4), (norms(dense), 5**0.5)]
+    conv, dense, embedding = kernels
+    rows = [
+        (norms(np.moveaxis(conv, 2, 0).reshape(3, 16)), 4),
+        (norms(dense), 5**0.5),
+        (norms(embedding), 3**0.5),
+    ]
     expected = {
-        proximal.l1(0.3): 0.3 * np.abs(flat).sum(),
-        proximal.group_mcp(0.3, 4.0): sum(
+        regularisers.l1(0.3): 0.3 * np.abs(flat).sum(),
+        regularisers.group_mcp(0.3, 4.0): sum(
             reference.mcp(u, 0.3 * weight, 4.0)
             for us, weight in rows
             for u in us.ravel()
         ),
-        proximal.nuclear(0.3): 0.3
+        regularisers.nuclear(0.3): 0.3
         * sum(
             np.linalg.svd(x.reshape(-1, x.shape[-1]), compute_uv=False).sum()
             for x in kernels
         ),
-        proximal.k_support(0.3, 7): 0.3 * reference.k_support(flat, 7),
-        proximal.zero(): 0.0,
+        regularisers.k_support(0.3, 7): 0.3 * reference.k_support(flat, 7),
+        regularisers.zero(): 0.0,
     }
     for regulariser, value in expected.items():
         np.testing.assert_allclose(regulariser.value(params), value, rtol=1e-12)
@@ -603,15 +604,15 @@ def test_values_are_the_penalties():
 
 def test_values_have_subgradients_at_zero():
     params = {"kernel": jnp.zeros((2, 3)).at[1].set(jnp.array([3.0, 0.0, 4.0]))}
-    gradient = jax.grad(proximal.group_lasso(2.0, reweight=False).value)(params)
+    gradient = jax.grad(regularisers.group_lasso(2.0, reweight=False).value)(params)
     expected = [[0, 0, 0], [1.2, 0, 1.6]]
     np.testing.assert_allclose(gradient["kernel"], expected, rtol=1e-12)
     for regulariser in (
-        proximal.l1(2.0),
-        proximal.group_mcp(2.0, 3.0),
-        proximal.nuclear(2.0),
-        proximal.k_support(2.0, 1),
-        proximal.k_support(2.0, 4),
+        regularisers.l1(2.0),
+        regularisers.group_mcp(2.0, 3.0),
+        regularisers.nuclear(2.0),
+        regularisers.k_support(2.0, 1),
+        regularisers.k_support(2.0, 4),
     ):
         gradient = jax.grad(regulariser.value)(params)["kernel"]
         assert bool(jnp.isfinite(gradient).all())
@@ -622,10 +623,10 @@ def test_values_have_subgradients_at_zero():
 @pytest.mark.parametrize(
     "regulariser",
     [
-        proximal.l1(0.7),
-        proximal.group_lasso(0.7),
-        proximal.nuclear(0.7),
-        proximal.k_support(0.7, 3),
+        regularisers.l1(0.7),
+        regularisers.group_lasso(0.7),
+        regularisers.nuclear(0.7),
+        regularisers.k_support(0.7, 3),
     ],
     ids=["l1", "group lasso", "nuclear", "k-support"],
 )
@@ -650,7 +651,7 @@ def test_a_function_chooses_groups_and_leaves():
         name = path[-1].key
         return {"embedding": 0, "scale": ()}.get(name)
 
-    regulariser = proximal.group_lasso(100.0, choose)
+    regulariser = regularisers.group_lasso(100.0, choose, where=masks.everything)
     z = regulariser.prox(params, 1.0)
     changed = jax.tree.map(lambda z, x: bool(np.any(np.asarray(z) != x)), z, params)
     assert changed == {
@@ -661,7 +662,7 @@ def test_a_function_chooses_groups_and_leaves():
         "nothing": None,
     }
     # `where` takes leaves away from it.
-    only = proximal.group_lasso(
+    only = regularisers.group_lasso(
         100.0, choose, where=lambda path, x: path[-1].key == "scale"
     )
     assert only.prox(params, 1.0)["embed"]["embedding"] is params["embed"]["embedding"]
@@ -672,38 +673,25 @@ def test_a_function_chooses_groups_and_leaves():
     np.testing.assert_allclose(regulariser.value(params), expected, rtol=1e-12)
 
 
-def test_names_of_kernels():
-    nnx = pytest.importorskip("flax.nnx")
-    with enable_x64(False):
-        state = nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Param)
-    for tree in (state, nnx.as_pure(state)):
-        chosen = jax.tree_util.tree_map_with_path(proximal.is_kernel, tree)
-        assert jax.tree.leaves(chosen) == [False, True]  # bias, kernel
-    ranks = [jnp.ones(3), (jnp.ones((3, 2)), jnp.ones((1, 2, 3)))]
-    chosen = jax.tree_util.tree_map_with_path(proximal.is_kernel, ranks)
-    assert jax.tree.leaves(chosen) == [False, True, True]
-    assert proximal.is_kernel((), jnp.ones(3))
-
-
 def test_group_sparsity_is_weighted_by_size():
     params = network()
     params["conv"]["kernel"][:, :, 1] = 0
     params["dense"]["kernel"][[0, 2, 3]] = 0
     params["dense"]["kernel"][4, 1:] = 0
-    got = proximal.group_sparsity(params)
+    got = regularisers.group_sparsity(params)
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, (16 + 3 * 5) / (48 + 30), rtol=1e-6)
+    np.testing.assert_allclose(got, (16 + 3 * 5) / (48 + 30 + 21), rtol=1e-6)
     np.testing.assert_allclose(
-        proximal.group_sparsity(
+        regularisers.group_sparsity(
             params, where=lambda path, x: path[0].key == "dense" and x.ndim > 1
         ),
         0.5,
         rtol=1e-6,
     )
-    assert float(proximal.group_sparsity(params, "output")) == 0
-    assert float(proximal.group_sparsity({"bias": jnp.zeros(3)})) == 0
+    assert float(regularisers.group_sparsity(params, "output")) == 0
+    assert float(regularisers.group_sparsity({"bias": jnp.zeros(3)})) == 0
     # A subnormal number is none.
-    assert float(proximal.group_sparsity({"kernel": jnp.full((2, 2), 5e-324)})) == 0
+    assert float(regularisers.group_sparsity({"kernel": jnp.full((2, 2), 5e-324)})) == 0
 
 
 def test_strengths_may_be_traced():
@@ -714,11 +702,11 @@ def test_strengths_may_be_traced():
         return [
             regulariser.prox(params, 1.0)["kernel"]
             for regulariser in (
-                proximal.l1(strength),
-                proximal.group_lasso(strength),
-                proximal.group_mcp(strength, gamma),
-                proximal.nuclear(strength),
-                proximal.k_support(strength, 2),
+                regularisers.l1(strength),
+                regularisers.group_lasso(strength),
+                regularisers.group_mcp(strength, gamma),
+                regularisers.nuclear(strength),
+                regularisers.k_support(strength, 2),
             )
         ]
 
@@ -731,15 +719,15 @@ def test_strengths_may_be_traced():
 
 
 @pytest.mark.parametrize("separable", [True, False])
-@pytest.mark.parametrize("make", [proximal.l1, proximal.group_lasso])
+@pytest.mark.parametrize("make", [regularisers.l1, regularisers.group_lasso])
 def test_gradient_steps_find_the_closed_form(make, separable):
     params = network()
     rng = np.random.default_rng(13)
     metric = jax.tree.map(lambda x: rng.uniform(0.5, 2, x.shape), params)
     regulariser = make(0.3)
-    exact = regulariser.weighted_prox(params, metric, 0.4)
-    stepwise = proximal.weighted_prox(
-        regulariser._replace(weighted_prox=None, separable=separable),
+    exact = regulariser.prox(params, 0.4, metric)
+    stepwise = regularisers.weighted_prox(
+        regulariser._replace(takes_metric=False, separable=separable),
         params,
         metric,
         0.4,
@@ -757,7 +745,7 @@ def test_gradient_steps_find_the_closed_form(make, separable):
 def test_gradient_steps_minimise_the_nuclear_problem():
     rng = np.random.default_rng(14)
     x, d = rng.normal(size=(3, 2)), rng.uniform(0.5, 3, (3, 2))
-    z = proximal.weighted_prox(proximal.nuclear(0.7), x, d, 0.6)
+    z = regularisers.weighted_prox(regularisers.nuclear(0.7), x, d, 0.6)
 
     def objective(z):
         z = np.reshape(z, x.shape)
@@ -817,15 +805,15 @@ def assert_follows(path, expected):
 
 # Regulariser -> operator on a kernel [4, 3] in NumPy: (x, d, eta) -> z.
 PENALTIES = {
-    "l1": (proximal.l1(0.3), lambda x, d, eta: reference.soft(x, 0.3 * eta / d)),
+    "l1": (regularisers.l1(0.3), lambda x, d, eta: reference.soft(x, 0.3 * eta / d)),
     "group lasso": (
-        proximal.group_lasso(0.3),
+        regularisers.group_lasso(0.3),
         lambda x, d, eta: reference.by_rows(
             lambda x, d: reference.block(x, d, 0.3 * 3**0.5 * eta), x, d
         ),
     ),
     "group MCP": (
-        proximal.group_mcp(0.3, 5.0),
+        regularisers.group_mcp(0.3, 5.0),
         lambda x, d, eta: reference.by_rows(
             lambda x, d: reference.block_mcp(
                 x, d, 0.3 * 3**0.5, max(5.0, MARGIN * eta / d.min()), eta
@@ -956,10 +944,10 @@ def test_proxgen_with_relaxation_is_adaptive_proxsgd():
 
 
 NO_PENALTY = {
-    "zero": proximal.zero(),
-    "strength 0": proximal.group_lasso(0.0),
-    "nothing chosen": proximal.group_mcp(1.0, 2.0, where=lambda path, x: False),
-    "not closed": proximal.nuclear(0.0),
+    "zero": regularisers.zero(),
+    "strength 0": regularisers.group_lasso(0.0),
+    "nothing chosen": regularisers.group_mcp(1.0, 2.0, where=lambda path, x: False),
+    "not closed": regularisers.nuclear(0.0),
 }
 
 
@@ -998,7 +986,7 @@ def parents(regulariser):
     ("name", "penalty", "dtype"),
     [
         *(("prox_adam", penalty, "float64") for penalty in NO_PENALTY),
-        *((name, "strength 0", "float32") for name in parents(proximal.zero())),
+        *((name, "strength 0", "float32") for name in parents(regularisers.zero())),
     ],
 )
 def test_without_a_penalty_it_is_the_parent(name, penalty, dtype):
@@ -1017,7 +1005,7 @@ def test_without_a_penalty_it_is_the_parent(name, penalty, dtype):
 def test_dead_weights_are_zero_after_one_step():
     x = jnp.ones((3, 2))
     g = jnp.ones((3, 2)).at[1].set(0)
-    tx = proximal.prox_adam(1e-3, proximal.group_lasso(1e-4))
+    tx = proximal.prox_adam(1e-3, regularisers.group_lasso(1e-4))
     updates, _ = tx.update(g, tx.init(x), x)
     zero = (optax.apply_updates(x, updates) == 0).all(axis=1)
     assert zero.tolist() == [False, True, False]
@@ -1028,7 +1016,7 @@ def test_the_uncorrected_metric_thresholds_more_at_first():
     moved = []
     for corrected in (True, False):
         tx = proximal.prox_adam(
-            1e-3, proximal.group_lasso(0.01), corrected_metric=corrected
+            1e-3, regularisers.group_lasso(0.01), corrected_metric=corrected
         )
         updates, _ = tx.update(g, tx.init(x), x)
         moved.append(np.asarray(updates) + 1e-3)  # without Adam's step
@@ -1040,7 +1028,7 @@ def test_no_regularised_group_of_a_quadratic_is_left_at_the_end():
     # min 1/2 ||x - t||^2 + R(x) has the solution prox_R(t).
     target = {"kernel": rounded(np.random.default_rng(16), (4, 3)), "bias": np.ones(3)}
     target["kernel"][1:3] *= 0.1
-    regulariser = proximal.group_lasso(0.3)
+    regulariser = regularisers.group_lasso(0.3)
 
     def gradient(x):
         return jax.tree.map(jnp.subtract, x, target)
@@ -1065,7 +1053,9 @@ MAKERS = {
     "prox_sgd": functools.partial(proximal.prox_sgd, momentum=0.5),
     "relaxed": functools.partial(proximal.prox_adam, relaxation=0.5),
 }
-ALL = proximal.group_lasso(0.5, lambda path, x: -1 if x.ndim else ())
+ALL = regularisers.group_lasso(
+    0.5, lambda path, x: -1 if x.ndim else (), where=masks.everything
+)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -1085,39 +1075,9 @@ def test_dtypes_are_kept(name, dtype):
     assert floats == [wide] * len(floats)
 
 
-def test_jit_vmap_and_scan_agree_with_a_loop():
-    rng = np.random.default_rng(17)
-    x = {"kernel": rng.normal(size=(2, 4, 3)), "bias": rng.normal(size=(2, 3))}
-    gradients = jax.tree.map(lambda leaf: rng.normal(size=(4, *leaf.shape)), x)
-    tx = optax.chain(
-        optax.clip_by_global_norm(100.0),
-        proximal.prox_adam(0.1, proximal.group_lasso(0.5)),
-    )
-
-    def step(carry, g):
-        x, state = carry
-        updates, state = tx.update(g, state, x)
-        return (optax.apply_updates(x, updates), state), None
-
-    @jax.jit
-    def scanned(x, gradients):
-        return jax.lax.scan(step, (x, tx.init(x)), gradients)[0][0]
-
-    batched = jax.vmap(scanned, in_axes=(0, 1))(x, gradients)
-    one = jax.tree.map(lambda leaf: leaf[1], x)
-    carry = one, tx.init(one)
-    for count in range(4):
-        g = jax.tree.map(lambda leaf, count=count: leaf[count, 1], gradients)
-        carry, _ = step(carry, g)
-    for got, expected in zip(
-        jax.tree.leaves(batched), jax.tree.leaves(carry[0]), strict=True
-    ):
-        np.testing.assert_allclose(got[1], expected, rtol=1e-10, atol=1e-12)
-
-
 def test_injected_hyperparameters_can_be_changed():
     x, g = jnp.ones((2, 3)), jnp.ones((2, 3))
-    regulariser = proximal.group_lasso(0.5)
+    regulariser = regularisers.group_lasso(0.5)
     tx = optax.inject_hyperparams(proximal.prox_adam)(0.1, regulariser)
     state = tx.init(x)
     plain = proximal.prox_adam(0.1, regulariser)
@@ -1136,7 +1096,7 @@ def test_injected_hyperparameters_can_be_changed():
 )
 @pytest.mark.parametrize(
     "make",
-    [functools.partial(proximal.k_support, support=1), proximal.nuclear],
+    [functools.partial(regularisers.k_support, support=1), regularisers.nuclear],
     ids=["k-support", "nuclear"],
 )
 def test_trees_of_all_kinds(make, tree):
@@ -1150,17 +1110,11 @@ def test_trees_of_all_kinds(make, tree):
         assert int(state.count) == 1
     assert bool(jnp.isfinite(regulariser.value(tree)))
     metric = jax.tree.map(np.ones_like, tree)
-    moved = proximal.weighted_prox(regulariser, tree, metric)
+    moved = regularisers.weighted_prox(regulariser, tree, metric)
     assert jax.tree.structure(moved) == jax.tree.structure(tree)
 
 
 # Bad input.
-
-
-def refused(*parts):
-    """A ValueError whose message has these parts, in this order."""
-    pattern = ".*".join(re.escape(part) for part in parts)
-    return pytest.raises(ValueError, match=f"(?s){pattern}")
 
 
 X = np.ones((2, 2))
@@ -1169,29 +1123,29 @@ X = np.ones((2, 2))
 @pytest.mark.parametrize(
     ("call", "parts"),
     [
-        (lambda: proximal.prox_l1(X, -1), ["strength must be", ">= 0", "-1"]),
-        (lambda: proximal.prox_l1(X, 1, -2), ["scaling must be", ">= 0", "-2"]),
-        (lambda: proximal.weighted_prox_l1(X, X, "a"), ["strength", "'a'"]),
+        (lambda: operators.prox_l1(X, -1), ["strength must be", ">= 0", "-1"]),
+        (lambda: operators.prox_l1(X, 1, -2), ["scaling must be", ">= 0", "-2"]),
+        (lambda: operators.prox_l1(X, "a", metric=X), ["strength", "'a'"]),
         (
-            lambda: proximal.prox_group_lasso(X, 1, axis=2),
+            lambda: operators.prox_group_lasso(X, 1, axis=2),
             ["axis must name axes of an array of shape (2, 2)", "2"],
         ),
-        (lambda: proximal.prox_group_mcp(X, 1, 0), ["gamma must be", "> 0", "0"]),
-        (lambda: proximal.prox_nuclear(np.ones(3)), ["two axes", "(3,)"]),
-        (lambda: proximal.prox_k_support(X, 0), ["support must be", "got 0."]),
-        (lambda: proximal.l1(-1), ["strength must be", "-1"]),
-        (lambda: proximal.group_mcp(1, -1), ["gamma must be", "-1"]),
-        (lambda: proximal.k_support(1, 2.0), ["support must be", "got 2.0."]),
+        (lambda: operators.prox_group_mcp(X, 1, 0), ["gamma must be", "> 0", "0"]),
+        (lambda: operators.prox_nuclear(np.ones(3)), ["two axes", "(3,)"]),
+        (lambda: operators.prox_k_support(X, 0), ["support must be", "got 0."]),
+        (lambda: regularisers.l1(-1), ["strength must be", "-1"]),
+        (lambda: regularisers.group_mcp(1, -1), ["gamma must be", "-1"]),
+        (lambda: regularisers.k_support(1, 2.0), ["support must be", "got 2.0."]),
         (
-            lambda: proximal.group_lasso(1, "in"),
+            lambda: regularisers.group_lasso(1, "in"),
             ["groups must be 'input' or 'output' or 'rows' or 'columns'; got 'in'."],
         ),
         (
-            lambda: proximal.group_lasso(1, reweight=2),
+            lambda: regularisers.group_lasso(1, reweight=2),
             ["reweight must be True or False; got 2."],
         ),
         (
-            lambda: proximal.group_lasso(1).prox(np.ones(3), 1.0),
+            lambda: regularisers.group_lasso(1).prox(np.ones(3), 1.0),
             ["groups='input' needs leaves with at least two axes", "(3,)"],
         ),
         (
@@ -1222,14 +1176,8 @@ def test_bad_trees():
     x = jnp.ones(3)
     tx = proximal.prox_adam(0.1, ALL)
     state = tx.init(x)
-    with refused(NO_PARAMS_MSG):
-        tx.update(x, state)
-    for bad, name in (
-        (jnp.ones(2, jnp.complex64), "complex64"),
-        (jnp.ones(2, int), "int"),
-    ):
-        with refused("params", name):
-            tx.init(bad)
+    with refused("params", "int"):
+        tx.init(jnp.ones(2, int))
     with refused("updates and params must have the same"):
         tx.update({"a": x}, state, x)
     with refused("updates and params must have the same shape"):

@@ -1,9 +1,8 @@
-"""`prunadag_w`, its schedules and its recipes, beside a plain NumPy transcription."""
+"""`prunadag_w` and its recipes, beside a plain NumPy transcription."""
 
 import functools
 import itertools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunadag_optax import eval_params, masks, prunadag_w, recipes, schedules
-from prunadag_optax._common.checks import NO_PARAMS_MSG
-from tests.precision import enable_x64
+from tests.helpers import enable_x64
 
 SHAPES = {"a": {"bias": (4,), "kernel": (6, 4)}, "b": {"kernel": (4, 3)}}
 
@@ -169,7 +167,7 @@ def test_a_step_respects_the_classes(seed, share, rate, shrink):
     tx = prunadag_w(rate, share, decrease_schedule=shrink)
     updates, state = tx.update(g, tx.init(params), params)
     inside = sets([np.asarray(x) for x in jax.tree.leaves(params)], share, "global")
-    leaves = (jax.tree.leaves(tree) for tree in (params, updates, state.first_moment))
+    leaves = (jax.tree.leaves(tree) for tree in (params, updates, state.mu))
     for x, s, m, r in zip(*leaves, inside, strict=True):
         s, outside = np.asarray(s), ~r
         # Towards zero, not past it (13), and no memory outside the class (15).
@@ -215,7 +213,7 @@ def test_a_component_that_is_not_a_number_is_not_hidden_by_the_l1_norm():
 
 def test_the_loop_holds_the_relevant_components_exactly():
     params = jax.tree.map(jnp.asarray, drawn(3, dtype=np.float32))
-    relevant = schedules.cyclic_relevant((0.5, 0.25, 1.0))
+    relevant = schedules.cyclic_density((0.5, 0.25, 1.0))
     tx = prunadag_w(0.1, relevant, evaluate="relevant")
     state, update = tx.init(params), jax.jit(tx.update)
     for step in range(1, 10):
@@ -271,41 +269,7 @@ def test_one_network_serves_two_sparsities():
     assert error(both, 0.0) < error(aimed, 0.0) / 10
 
 
-# Schedules.
-
-
-@given(
-    final=st.floats(0.001, 1),
-    begin=st.integers(0, 50),
-    length=st.integers(1, 50),
-    step=st.integers(0, 200),
-)
-@settings(deadline=None, max_examples=50)
-def test_cubic_is_that_of_gradual_pruning(final, begin, length, step):
-    schedule = schedules.cubic_relevant(final, begin=begin, end=begin + length)
-    u = min(max((step - begin) / length, 0), 1)
-    assert float(schedule(step)) == pytest.approx(
-        final + (1 - final) * (1 - u) ** 3, abs=1e-6
-    )
-    assert float(schedule(step + 1)) <= float(schedule(step))
-
-
-def test_cyclic_visits_every_level_and_stays_above_the_least():
-    relevant = schedules.cyclic_relevant((1.0, 0.5, 0.25), least=lambda k: 0.3)
-    found = [round(float(relevant(k)), 3) for k in range(6)]
-    assert found == [1.0, 0.5, 0.3] * 2
-
-
-@pytest.mark.parametrize(
-    ("levels", "every"), [(schedules.OFTEN_WHOLE, 3), (schedules.MOSTLY_WHOLE, 8)]
-)
-def test_the_whole_network_has_all_turns_but_every_third_or_eighth(levels, every):
-    shares = np.array(levels)
-    assert np.sum(shares < 1) * every == len(shares)
-    # All that the default levels train has a turn.
-    assert set(schedules.LEVELS) < set(shares.tolist())
-    # Between two turns of others the whole network has the same number of steps.
-    np.testing.assert_array_equal(np.diff(np.flatnonzero(shares < 1)), every)
+# Recipes.
 
 
 @pytest.mark.parametrize(("b2", "l1"), [(0.999, 0.1), (None, 0.001)])
@@ -354,37 +318,9 @@ def test_rates_of_a_recipe_are_held_and_then_fall_to_zero(make, decay, l1):
         x -= expected
 
 
-def test_staircase_has_its_plateaus():
-    ends, finals = (40, 60, 100), (0.5, 0.2, 0.1)
-    relevant = schedules.staircase_relevant(finals, ends=ends)
-    values = np.array([float(relevant(k)) for k in range(120)])
-    assert values[0] == 1
-    assert (np.diff(values) <= 1e-6).all()
-    for begin, end, final in zip((0, 40, 60), ends, finals, strict=True):
-        plateau = values[math.ceil(end - 0.4 * (end - begin)) : end]
-        np.testing.assert_allclose(plateau, final, rtol=1e-6)
-    np.testing.assert_allclose(values[100:], 0.1, rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: schedules.cyclic_relevant(()), "levels must have at least one"),
-        (lambda: schedules.cyclic_relevant((0.0,)), "levels must be"),
-        (lambda: schedules.cubic_relevant(0.0, begin=0, end=1), "final must be"),
-        (lambda: schedules.cubic_relevant(0.1, begin=5, end=5), "end must be"),
-        (
-            lambda: schedules.staircase_relevant((0.1, 0.5), ends=(1, 2)),
-            r"finals must fall; got \(0.1, 0.5\)",
-        ),
-        (
-            lambda: schedules.staircase_relevant((0.5, 0.1), ends=(2, 2)),
-            r"ends must rise from above 0; got \(2, 2\)",
-        ),
-        (
-            lambda: schedules.staircase_relevant((0.5, 0.1), ends=(2,)),
-            "one entry for each stage; got 2 and 1",
-        ),
         (lambda: recipes.targeted(10, 1.0), "sparsity must be .* < 1; got 1.0"),
         (lambda: recipes.targeted(0, 0.5), "total_steps must be .* >= 1; got 0"),
         (lambda: recipes.targeted(10, 0.5, end=0.05), "end must be .*got 0.05"),
@@ -404,16 +340,13 @@ def test_bad_arguments_are_named(make, said):
         make()
 
 
-def test_update_wants_parameters_of_its_own_tree():
+def test_update_wants_a_state_of_its_own_tree():
     tx = prunadag_w()
     x = jnp.ones(3)
-    state = tx.init(x)
-    with pytest.raises(ValueError, match=re.escape(NO_PARAMS_MSG)):
-        tx.update(x, state)
     with pytest.raises(ValueError, match="updates"):
-        tx.update({"w": x}, state, x)
-    with pytest.raises(ValueError, match="complex"):
-        tx.init(jnp.ones(3, jnp.complex64))
+        tx.update({"w": x}, tx.init(x), x)
+    with pytest.raises(ValueError, match=r"state\.mu and params must have the same"):
+        tx.update(x, tx.init(jnp.ones(2)), x)
 
 
 def test_eval_params_looks_into_chains_and_leaves_others_alone():
@@ -442,7 +375,7 @@ def test_dtypes_stay(dtype, evaluate):
     updates, after = jax.jit(tx.update)(params, state, params)
     for before, now in ((params, updates), (state, after)):
         assert dtypes(before) == dtypes(now)
-    assert state.first_moment["w"].dtype == jnp.float32
+    assert state.mu["w"].dtype == jnp.float32
 
 
 def test_vmap_trains_each_member_as_alone():

@@ -1,293 +1,56 @@
-"""Every transformation of JAX and optax, on every kind of tree, in every dtype.
+"""prunAdag in every way to run it, on every kind of tree, in every dtype.
 
-The sweep holds each way of running prunAdag to the plain eager loop: the same
-parameters, updates and state, dtypes that stay, and one compilation. What one test can
-say about the transformation as a citizen of optax and of sharded programs follows it.
+The sweep (`tests/sweep.py`) holds each way of running prunAdag to the plain eager loop.
+What one test can say about the transformation as a citizen of optax follows it.
 """
 
-import dataclasses
-import itertools
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from prunadag_optax import ScaleByPrunadagState, masks, prunadag, scale_by_prunadag
 from prunadag_optax._common.checks import NO_PARAMS_MSG
-from tests.precision import enable_x64
-
-FrozenDict = pytest.importorskip("flax.core").FrozenDict
-
-set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
-needs_devices = pytest.mark.skipif(
-    jax.device_count() < 8, reason="needs eight devices, see conftest.py"
-)
-
-# Numbers that every dtype holds exactly, so that inject_hyperparams, which casts them
-# to the dtype of the parameters, changes nothing.
-SETTINGS = {
-    "learning_rate": 0.125,
-    "relevant": 0.25,
-    "initial_weight": 0.0625,
-    "momentum": 0.5,
-}
-STEPS = 3
+from tests.helpers import shapes_and_dtypes
+from tests.sweep import DTYPES, PRUNADAG, TRANSFORMS, TREES, make_tree, sweep
 
 
-class Method(NamedTuple):
-    """A transformation of the sweep, as `inject_hyperparams` takes it.
+def cells():
+    """Every transform on every tree; the dtypes take turns, the rest is slow.
 
-    Attributes:
-      make: the factory.
-      settings: its arguments.
-      state: the type of the part of the state that is compared.
-      units: how many units in the last place another order of sums may make.
+    Every transform and every tree thus meets every dtype.
     """
-
-    make: Callable[..., Any]
-    settings: dict[str, Any]
-    state: type
-    units: int = 2
-
-
-PRUNADAG = Method(prunadag, SETTINGS, ScaleByPrunadagState)
-
-
-# Ways to run: (tx, params, gradients of each step) -> (params, last updates, state).
-
-
-def eager(tx, params, gradients):
-    state = tx.init(params)
-    for gradient in gradients:
-        updates, state = tx.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-    return params, updates, state
+    for i, name in enumerate(TRANSFORMS):
+        for j, tree in enumerate(TREES):
+            for k, dtype in enumerate(DTYPES):
+                if (name, tree, dtype) == (
+                    "inject_hyperparams",
+                    "mixed dtypes",
+                    "float16",
+                ):
+                    continue  # optax knows no highest dtype of float16 and bfloat16
+                quick = (i + j) % len(DTYPES) == k
+                marks = () if quick else pytest.mark.slow
+                yield pytest.param(name, tree, dtype, marks=marks)
 
 
-def jitted(tx, params, gradients, **options):
-    traces = []
-
-    def step(state, params, gradient):
-        traces.append(None)
-        updates, state = tx.update(gradient, state, params)
-        return optax.apply_updates(params, updates), updates, state
-
-    step = jax.jit(step, **options)
-    state = tx.init(params)
-    for gradient in gradients:
-        params, updates, state = step(state, params, gradient)
-    assert len(traces) == step._cache_size() == 1, "recompiled on a later call"
-    return params, updates, state
-
-
-def donated(tx, params, gradients):
-    mine = jax.tree.map(jnp.copy, params)
-    result = jitted(tx, mine, gradients, donate_argnums=(0, 1))
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(mine) if leaf.size)
-    return result
-
-
-def scanned(tx, params, gradients):
-    def step(carry, gradient):
-        params, state, _ = carry
-        updates, state = tx.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state, updates), None
-
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
-    start = params, tx.init(params), jax.tree.map(jnp.zeros_like, params)
-    (params, state, updates), _ = jax.lax.scan(step, start, stacked, len(gradients))
-    return params, updates, state
-
-
-def vmapped(tx, params, gradients, run=jitted):
-    """The second member of an ensemble whose first has other parameters."""
-
-    def ensemble(tree):
-        return jax.tree.map(lambda x: jnp.stack([x / 2, x]), tree)
-
-    batched = optax.GradientTransformation(
-        jax.vmap(tx.init, axis_size=2), jax.vmap(tx.update, axis_size=2)
-    )
-    result = run(batched, ensemble(params), [ensemble(g) for g in gradients])
-    return jax.tree.map(lambda leaf: leaf[1], result)
-
-
-@dataclasses.dataclass(frozen=True)
-class Transform:
-    """A way to run or wrap a method and what it is then to equal.
-
-    Attributes:
-      run: one of the functions above.
-      wrap: from a factory like `prunadag` and its arguments to the transformation to
-        run.
-      part: the part of a tree (of parameters or gradients) that the method gets to see.
-      seen: the gradient that it gets to see.
-      repeats: how often each gradient is given.
-    """
-
-    run: Callable[..., Any] = jitted
-    wrap: Callable[..., Any] = lambda make, settings: make(**settings)
-    part: Callable[[Any], Any] = lambda tree: tree
-    seen: Callable[[Any], Any] = lambda gradient: gradient
-    repeats: int = 1
-
-
-def chosen(tree):
-    """A tree of bool like `tree`: False for its first leaf, if it has more than one."""
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef.unflatten([i > 0 or len(leaves) == 1 for i in range(len(leaves))])
-
-
-def part(tree):
-    return jax.tree.map(lambda x, keep: x if keep else None, tree, chosen(tree))
-
-
-def clipped(gradient):
-    return jax.tree.map(lambda g: jnp.clip(g, -0.5, 0.5), gradient)
-
-
-TRANSFORMS = {
-    "jit": Transform(),
-    "vmap": Transform(run=vmapped),
-    "scan": Transform(run=scanned),
-    "donation": Transform(run=donated),
-    "chain": Transform(
-        wrap=lambda make, settings: optax.chain(optax.clip(0.5), make(**settings)),
-        seen=clipped,
-    ),
-    "masked": Transform(
-        wrap=lambda make, settings: optax.masked(make(**settings), chosen), part=part
-    ),
-    "partition": Transform(
-        wrap=lambda make, settings: optax.partition(
-            {True: make(**settings), False: optax.sgd(0.125)}, chosen
-        ),
-        part=part,
-    ),
-    "MultiSteps": Transform(
-        wrap=lambda make, settings: optax.MultiSteps(
-            make(**settings), 2
-        ).gradient_transformation(),
-        repeats=2,
-    ),
-    "inject_hyperparams": Transform(
-        wrap=lambda make, settings: optax.inject_hyperparams(make)(**settings)
-    ),
-    "apply_if_finite": Transform(
-        wrap=lambda make, settings: optax.apply_if_finite(make(**settings), 1)
-    ),
-}
-
-# From a maker of leaves (shape, dtype=that of the test) to a tree. Few shapes, so that
-# the eager loops compile few operations.
-TREES = {
-    "array": lambda leaf: leaf((4, 3)),
-    "dict": lambda leaf: {"bias": leaf((3,)), "kernel": leaf((4, 3))},
-    "zero-size leaf": lambda leaf: {"a": leaf((3,)), "b": leaf((0, 3))},
-    "mixed dtypes": lambda leaf: [
-        leaf((4, 3)),
-        leaf((3,), "bfloat16"),
-        leaf((3,), "float32"),
-    ],
-    "scalars": lambda leaf: [leaf(()), leaf(()), leaf(())],
-    "list": lambda leaf: [leaf((4, 3)), leaf((3,))],
-    "FrozenDict": lambda leaf: FrozenDict({"a": {"w": leaf((3,))}, "b": leaf((4, 3))}),
-    "None leaves": lambda leaf: {"a": leaf((3,)), "b": None, "c": [leaf((4, 3)), None]},
-    "empty": lambda leaf: {},
-}
-
-
-def make_tree(name, dtype, seed):
-    # Multiples of 1/64 in [-1, 1] are exact in every dtype, so that gradients that tie
-    # for the T-th place tie in every program.
-    rng = np.random.default_rng(seed)
-
-    def leaf(shape, dtype=dtype):
-        return jnp.asarray(rng.integers(-64, 65, shape) / 64, dtype)
-
-    return TREES[name](leaf)
-
-
-def own_state(state, kind=ScaleByPrunadagState):
-    def is_own(node):
-        return isinstance(node, kind)
-
-    (own,) = filter(is_own, jax.tree.leaves(state, is_leaf=is_own))
-    return own
-
-
-def shapes_and_dtypes(tree):
-    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-
-
-def assert_close(actual, expected, units=2):
-    """Leaves equal up to so many units in the last place of numbers near 1.
-
-    A compiled program may contract w * w + g * g into one rounding and sum norms in
-    another order, in at least float32; a float64 leaf next to float32 leaves shares
-    their norms.
-    """
-    actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
-    assert shapes_and_dtypes(actual) == shapes_and_dtypes(expected)
-    floats = [x.dtype for x in expected if jnp.issubdtype(x.dtype, jnp.floating)]
-    widened = [jnp.promote_types(dtype, jnp.float32) for dtype in floats]
-    shared = max((float(jnp.finfo(dtype).eps) for dtype in widened), default=0.0)
-    for x, y in zip(actual, expected, strict=True):
-        exact = not jnp.issubdtype(x.dtype, jnp.floating)
-        tolerance = 0 if exact else units * max(float(jnp.finfo(x.dtype).eps), shared)
-        x, y = np.asarray(x, "float64"), np.asarray(y, "float64")
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
-
-
-def rare(tree, dtype):
-    """Half and double precision on more than an array: "mixed dtypes" has bfloat16."""
-    return dtype != "float32" and tree != next(iter(TREES))
-
-
-CELLS = [
-    pytest.param(name, tree, dtype, marks=pytest.mark.slow if rare(tree, dtype) else ())
-    for name, tree, dtype in itertools.product(
-        TRANSFORMS, TREES, ["float16", "bfloat16", "float32", "float64"]
-    )
-]
-
-
-@pytest.mark.parametrize(("name", "tree", "dtype"), CELLS)
+@pytest.mark.parametrize(("name", "tree", "dtype"), list(cells()))
 def test_sweep(name, tree, dtype):
-    if (name, tree, dtype) == ("inject_hyperparams", "mixed dtypes", "float16"):
-        pytest.skip("optax knows no highest dtype of float16 and bfloat16")
     sweep(PRUNADAG, TRANSFORMS[name], tree, dtype)
 
 
-def sweep(method, transform, tree, dtype):
-    """Holds one way to run a method on one tree in one dtype to the eager loop."""
-    with enable_x64(dtype == "float64"):
-        params, *gradients = (make_tree(tree, dtype, seed) for seed in range(1 + STEPS))
-        fed = [g for g in gradients for _ in range(transform.repeats)]
-        tx = transform.wrap(method.make, method.settings)
-        moved, updates, state = transform.run(tx, params, fed)
-        expected = eager(
-            method.make(**method.settings),
-            transform.part(params),
-            [transform.part(transform.seen(g)) for g in gradients],
-        )
-        for changed in (moved, updates):
-            assert shapes_and_dtypes(changed) == shapes_and_dtypes(params)
-            assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(changed))
-        assert shapes_and_dtypes(state) == shapes_and_dtypes(
-            jax.eval_shape(tx.init, params)
-        )
-        assert_close(transform.part(moved), expected[0], method.units)
-        assert_close(transform.part(updates), expected[1], method.units)
-        own, own_expected = (own_state(s, method.state) for s in (state, expected[2]))
-        assert_close(own, own_expected, method.units)
+def test_quick_cells_meet_every_pair():
+    quick = [cell.values for cell in cells() if not cell.marks]
+    for axes, (first, second) in {
+        (0, 1): (TRANSFORMS, TREES),
+        (0, 2): (TRANSFORMS, DTYPES),
+        (1, 2): (TREES, DTYPES),
+    }.items():
+        met = {tuple(cell[axis] for axis in axes) for cell in quick}
+        assert met == {(a, b) for a in first for b in second}
 
 
 # A citizen of optax.
@@ -424,67 +187,3 @@ def test_a_nan_gradient_flows(variant, scope, reached):
     gradients = [jnp.array([jnp.nan, 0.001, 0.001]), jnp.array([0.001])]
     updates, _ = tx.update(gradients, tx.init(params), params)
     assert jnp.isnan(jnp.concatenate(updates)).tolist() == reached
-
-
-# Sharded programs.
-
-SPECS = {"bias": P("y"), "kernel": P("x", "y"), "wide": P(None, ("x", "y"))}
-
-
-@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=str)
-def mesh(request):
-    # The context puts the count on the mesh too; without it the second call of any
-    # optimizer of optax recompiles for a count that moved there.
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=2 * (request.param,))
-    with set_mesh(mesh):
-        yield mesh
-
-
-def sharded(mesh, tree):
-    shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
-    return jax.device_put(tree, shardings)
-
-
-def large_tree(seed):
-    rng = np.random.default_rng(seed)
-    shapes = {"bias": (6,), "kernel": (8, 4), "wide": (3, 16)}
-    # Few values, so that there are ties within and across devices.
-    return {
-        name: jnp.asarray(rng.integers(-8, 9, shape) / 8, jnp.float32)
-        for name, shape in shapes.items()
-    }
-
-
-def assert_sharded_like(tree, like):
-    def check(x, y):
-        assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
-
-    jax.tree.map(check, tree, like)
-
-
-@needs_devices
-@pytest.mark.parametrize(
-    "run", [pytest.param(eager, marks=pytest.mark.slow), jitted, donated]
-)
-@pytest.mark.parametrize("scope", ["global", "leaf"])
-def test_sharded_equals_unsharded(mesh, scope, run):
-    tx = prunadag(**SETTINGS, scope=scope)
-    whole = [large_tree(seed) for seed in range(1 + STEPS)]
-    params, *gradients = (sharded(mesh, tree) for tree in whole)
-    moved, updates, state = run(tx, params, gradients)
-    own = own_state(state)
-    accumulators = own.optimisable_weight, own.decreasable_weight, own.gradient_average
-    for tree in (moved, updates, *accumulators):
-        assert_sharded_like(tree, params)
-    assert_close((moved, updates, state), eager(tx, whole[0], whole[1:]))
-
-
-@needs_devices
-@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.9, 1.0])
-@pytest.mark.parametrize("scope", ["global", "leaf"])
-def test_magnitude_mask_of_sharded_leaves(mesh, scope, sparsity):
-    params = sharded(mesh, large_tree(0))
-    mask = masks.magnitude_mask(params, sparsity, scope=scope)
-    assert_sharded_like(mask, params)
-    expected = masks.magnitude_mask(large_tree(0), sparsity, scope=scope)
-    jax.tree.map(np.testing.assert_array_equal, mask, expected)

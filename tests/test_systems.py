@@ -22,7 +22,7 @@ from benchmarks.systems import (
     training,
 )
 from prunadag_optax import masks
-from prunadag_optax.methods import proximal
+from prunadag_optax.methods.penalties.regularisers import group_lasso, group_sparsity
 
 SEEDS = 2
 
@@ -138,7 +138,7 @@ def test_data_and_networks(data):
 
 
 def test_the_minimiser_is_one(data):
-    regulariser = proximal.group_lasso(3e-3)
+    regulariser = group_lasso(3e-3)
     x = logistic.minimise(data, regulariser, 2000)
     # A fixed point of a proximal gradient step, to rounding, with some groups at zero.
     gradient = jax.grad(training.loss)(x, data.train)
@@ -148,7 +148,7 @@ def test_the_minimiser_is_one(data):
         regulariser.prox(moved, 0.1),
         x,
     )
-    assert 0.2 < proximal.group_sparsity(x) < 1
+    assert 0.2 < group_sparsity(x) < 1
 
 
 @pytest.mark.slow  # a minute for all experiments
@@ -327,7 +327,7 @@ def test_shares_of_the_figure_are_pruned_exactly(data):
     params = network(jax.random.key(0), data)
     curve = gsm.pruning_curve(params, data)
     for sparsity, accuracy in zip(gsm.SPARSITIES, curve, strict=True):
-        pruned, _ = masks.prune(params, sparsity, where=lambda path, x: x.ndim > 1)
+        pruned, _ = masks.prune(params, sparsity)
         np.testing.assert_allclose(
             accuracy, training.accuracy(pruned, data.test), atol=0.4
         )

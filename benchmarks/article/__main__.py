@@ -48,7 +48,7 @@ def limit_of(problem: Problem, quick: bool) -> int:
 
 def digits(data: runs.Batch, x: jax.Array) -> np.ndarray:
     """The digit of the first run, and its reconstructions, pruned by SHOWN."""
-    codes = [masks.prune(x[0], sparsity)[0] for sparsity in SHOWN]
+    codes = [masks.prune(x[0], s, where=masks.everything)[0] for s in SHOWN]
     images = [sparse_coding.digit(data.shared, code).ravel() for code in codes]
     return np.stack([np.asarray(data.instances[0]), *images]).astype(np.float32)
 

@@ -42,7 +42,7 @@ def evaluate(
     # One program for all sparsities, where the package's function, which takes them as
     # numbers, makes one for each: 20 of them take a minute to compile.
     def at(sparsity: jax.Array) -> Robustness:
-        pruned, _ = masks.prune(x, sparsity)
+        pruned, _ = masks.prune(x, sparsity, where=masks.everything)
         value, gradient = jax.value_and_grad(loss)(pruned)
         return Robustness(
             jnp.linalg.norm(gradient),

@@ -6,7 +6,7 @@ from benchmarks.article import checks, claims, figures, tables
 from benchmarks.article.methods import SETTINGS
 from benchmarks.article.results import Results
 from benchmarks.article.runs import STARTS
-from prunadag_optax._common import tables
+from prunadag_optax._common.tables import to_csv
 
 # Written by `python -m benchmarks.readings`, beside the page.
 READINGS = "readings.md"
@@ -168,11 +168,11 @@ def write(
         if family.problems:
             quantity = "accuracy" if name == "classification" else "rho"
             ranking = tables.columns(tables.ranking(family, quantity))
-            tables.to_csv(ranking, folder / f"ranking_{name}.csv")
+            to_csv(ranking, folder / f"ranking_{name}.csv")
             if name in _TABLES:
                 file, table, *_ = _TABLES[name]
                 columns = tables.columns(table(family))
-                tables.to_csv(columns, folder / f"{file}.csv")
+                to_csv(columns, folder / f"{file}.csv")
     parts = [
         "# The article's experiments",
         "M. Porcelli, G. Seraghiti, Ph. L. Toint, prunAdag: an adaptive pruning-aware "

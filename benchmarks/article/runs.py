@@ -18,7 +18,7 @@ import optax
 from benchmarks.article.methods import METHODS, VARIANTS, Setting, Settings, settings_of
 from benchmarks.article.pruning import Robustness, evaluate
 from benchmarks.problems import Problem
-from prunadag_optax._core.algorithm import classification_at
+from prunadag_optax._core import algorithm
 
 TOLERANCE = 1e-9
 # Tolerances whose first iteration is noted, the last of them that of the stop.
@@ -119,12 +119,11 @@ def solve(
         below = jnp.abs(now.x)[:, None] < jnp.array(DELTAS)[None]
         classes = None
         if method in VARIANTS:
-            found = classification_at(
+            found = algorithm.classification_at(
                 now.gradient,
-                now.state[0],
+                now.state,
                 now.x,
-                relevant=settings.relevant,
-                variant=method,
+                algorithm.Settings(relevant=settings.relevant, variant=method),
             )
             sets = (found.optimisable, found.acceptable, found.decreasable)
             classes = jnp.stack([jnp.sum(s) for s in sets])

@@ -3,7 +3,7 @@
 Everyone gets the same number of epochs, the same number of hyperparameters to try, and,
 where it has a learning rate, one that is constant for 60% of the steps and then falls
 to 0. All of them train every parameter; what they prune, or prepare for pruning, are
-the leaves with at least two axes, ranked together.
+the leaves that `masks.prunable` chooses, ranked together.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,11 @@ from benchmarks.networks.plans import (
     WHOLE,
     Contender,
     Plan,
-    cubic_sparsity,
-    on_matrices,
+    cubic,
+    on_prunable,
 )
-from prunadag_optax import prunadag, prunadag_w, recipes, schedules
-from prunadag_optax._core.pruning_aware import eval_params
-from prunadag_optax.methods import gradual_pruning
-from prunadag_optax.methods.lottery_ticket import matrices
+from prunadag_optax import eval_params, prunadag, prunadag_w, recipes, schedules
+from prunadag_optax.methods.gradual_pruning import gradual_magnitude_pruning
 from prunadag_optax.schedules import stable_decay
 
 # Dense rivals.
@@ -65,9 +63,7 @@ def _gradual(base: Callable[[Any, Plan], Any]) -> Callable[[Any, Plan], Any]:
     def make(rate, plan):
         # A mask is made ten times an epoch, or oftener in short ones.
         every = max(1, plan.steps_per_epoch // 10)
-        return gradual_pruning.gradual_pruning(
-            base(rate, plan), cubic_sparsity(plan), every=every, where=matrices
-        )
+        return gradual_magnitude_pruning(base(rate, plan), cubic(plan), every=every)
 
     return make
 
@@ -77,7 +73,7 @@ def _gradual(base: Callable[[Any, Plan], Any]) -> Callable[[Any, Plan], Any]:
 
 def _article(variant: str) -> Callable[[Any, Plan], Any]:
     def make(rate, plan):
-        return on_matrices(
+        return on_prunable(
             prunadag(stable_decay(rate, plan.steps), 0.1, variant=variant), plan
         )
 
@@ -85,15 +81,14 @@ def _article(variant: str) -> Callable[[Any, Plan], Any]:
 
 
 def _magnitude(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    sparsity = cubic_sparsity(plan)
     tx = prunadag(
         stable_decay(rate, plan.steps),
-        relevant=lambda count: 1 - sparsity(count),
+        relevant=cubic(plan),
         variant="v4",
         relevance="magnitude",
         decrease_schedule=lambda count: (count + 1.0) ** -0.5,
     )
-    return on_matrices(tx, plan)
+    return on_prunable(tx, plan)
 
 
 # The recipes.
@@ -158,11 +153,11 @@ CONTENDERS: dict[str, Contender] = {
 # was what is quarter_whole now, mostly_whole five of six).
 WITHOUT = {"l1": 0.0}
 TURNS: dict[str, tuple[Any, ...]] = {
-    "any_sparsity": (schedules.SELDOM_WHOLE, "one step in ten", ("every",), {}, 2),
-    "seldom_whole": (schedules.SELDOM_WHOLE, "one step in ten", ("every",), WITHOUT, 1),
+    "any_sparsity": (schedules.SELDOM_DENSE, "one step in ten", ("every",), {}, 2),
+    "seldom_whole": (schedules.SELDOM_DENSE, "one step in ten", ("every",), WITHOUT, 1),
     "quarter_whole": (schedules.LEVELS, "one step in four", ("every",), WITHOUT, 1),
-    "often_whole": (schedules.OFTEN_WHOLE, "two steps in three", WHOLE, WITHOUT, 1),
-    "mostly_whole": (schedules.MOSTLY_WHOLE, "seven steps in eight", WHOLE, WITHOUT, 2),
+    "often_whole": (schedules.OFTEN_DENSE, "two steps in three", WHOLE, WITHOUT, 1),
+    "mostly_whole": (schedules.MOSTLY_DENSE, "seven steps in eight", WHOLE, WITHOUT, 2),
 }
 for _suffix, _grid, _settings, _told in (
     ("", ADAM_RATES, {}, "Adam"),

@@ -17,6 +17,7 @@ import optax
 
 from benchmarks.networks import tasks, training
 from benchmarks.networks.tasks import Examples, Settings
+from benchmarks.systems.training import prunable
 from prunadag_optax import masks
 from prunadag_optax.methods import lottery_ticket as lt
 
@@ -128,8 +129,8 @@ def _mean_over_chunks(function: Callable[..., Any], looped: bool) -> Callable[..
 
 @jax.jit
 def pruned(params: Any, sparsity: jax.Array) -> tuple[Any, Any]:
-    """The parameters with that share of all matrices' weights at zero, and the mask."""
-    return masks.prune(params, sparsity, where=lt.matrices)
+    """The parameters with that share of the prunable weights at zero, and the mask."""
+    return masks.prune(params, sparsity)
 
 
 def _in_chunks(tree: Any) -> Any:
@@ -195,5 +196,5 @@ def _rounded(x: float) -> float:
 
 
 def zeros(params: Any) -> jax.Array:
-    """The share of the weights of all matrices that is exactly zero."""
-    return masks.sparsity([x for x in jax.tree.leaves(params) if x.ndim > 1])
+    """The share of the prunable weights that is exactly zero."""
+    return masks.sparsity(prunable(params))

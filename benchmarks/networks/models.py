@@ -3,8 +3,8 @@
 Each is called as `module.apply(variables, inputs, train=..., momentum=...)`. `train`
 normalises by the statistics of the batch and averages them into the collection
 "batch_stats" with the weight `momentum` of the old averages; networks without batch
-normalisation ignore both and have no such collection. Only leaves with at least two
-axes are weights to prune, so attention is made of plain dense layers.
+normalisation ignore both and have no such collection. Attention is made of plain dense
+layers.
 """
 
 from typing import Any

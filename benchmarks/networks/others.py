@@ -14,7 +14,7 @@ from benchmarks.networks.plans import (
     TARGETS,
     Contender,
     Plan,
-    on_matrices,
+    on_prunable,
 )
 from prunadag_optax import masks, schedules
 from prunadag_optax.methods import (
@@ -25,7 +25,7 @@ from prunadag_optax.methods import (
     proximal,
     sparse_momentum,
 )
-from prunadag_optax.methods.lottery_ticket import dense_mask, matrices
+from prunadag_optax.methods.lottery_ticket import dense_mask
 from prunadag_optax.methods.penalties import regularisers
 from prunadag_optax.schedules import stable_decay
 
@@ -42,7 +42,7 @@ TRAINED_FIRST = 0.25
 
 
 def _l1(strength: Any) -> regularisers.Regulariser:
-    return regularisers.l1(strength, where=matrices)
+    return regularisers.l1(strength)
 
 
 # Adam, hard-thresholded.
@@ -50,7 +50,7 @@ def _l1(strength: Any) -> regularisers.Regulariser:
 
 def _hard_thresholding(rate: Any, plan: Plan) -> optax.GradientTransformation:
     return hard_thresholding.iterative_hard_thresholding(
-        optax.adam(stable_decay(rate, plan.steps)), 1 - plan.target, where=matrices
+        optax.adam(stable_decay(rate, plan.steps)), 1 - plan.target
     )
 
 
@@ -68,13 +68,11 @@ def _gsm(rate: Any, plan: Plan) -> optax.GradientTransformation:
     def compression(count):
         return jnp.where(count < begin, 1.0, 1 / (1 - plan.target))
 
-    make = optax.inject_hyperparams(sparse_momentum.gsm, static_args=("where",))
-    return make(
+    return optax.inject_hyperparams(sparse_momentum.gsm)(
         learning_rate=stable_decay(rate, plan.steps),
         compression=compression,
         momentum=momentum,
         weight_decay=lambda count: jnp.where(count < begin, 0.0, decay),
-        where=matrices,
     )
 
 
@@ -97,7 +95,7 @@ def _bregman(family: Any, strength: float) -> Callable[[Any, Plan], Any]:
 
 
 def _sparse_start(key: jax.Array, params: Any) -> Any:
-    return bregman.sparse_init(key, params, DENSITY, gain=GAIN, where=matrices)
+    return bregman.sparse_init(key, params, DENSITY, gain=GAIN)
 
 
 # Proximal methods and dual averaging.
@@ -139,10 +137,10 @@ def _unaveraged(state: Any, params: Any, strength: Any) -> Any:
 
 
 def _frank_wolfe(radius: Any, plan: Plan) -> optax.GradientTransformation:
-    tx = frank_wolfe.frank_wolfe(
+    tx = frank_wolfe.conditional_gradient(
         stable_decay(0.05, plan.steps), radius=radius, support=0.05, scope="global"
     )
-    return on_matrices(tx, plan)
+    return on_prunable(tx, plan)
 
 
 # Lottery tickets.
@@ -187,7 +185,7 @@ def rewound(
 
     def draw(updates, state, params):
         del updates
-        mask = masks.magnitude_mask(params, sparsity, where=matrices)
+        mask = masks.magnitude_mask(params, sparsity)
         ticket = masks.apply_mask(state.initial, mask)
         back = jax.tree.map(lambda new, old: new - old, ticket, params)
         return back, state._replace(mask=mask, base=base.init(params))

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from prunadag_optax.methods import gradual_pruning
-from prunadag_optax.methods.lottery_ticket import matrices
-from prunadag_optax.schedules import stable_decay
+from prunadag_optax import masks
+from prunadag_optax.schedules import cubic_density, stable_decay
 
 TARGETS = (0.9, 0.95, 0.98, 0.99)
 # The targets at which a contender with targets tries its hyperparameters.
@@ -71,20 +70,20 @@ class Contender(NamedTuple):
     version: int = 1
 
 
-def cubic_sparsity(plan: Plan) -> optax.Schedule:
-    """Rises to the target between 10% and 70% of the training."""
-    return gradual_pruning.cubic_sparsity(
-        plan.target, begin=plan.steps // 10, end=plan.steps * 7 // 10
+def cubic(plan: Plan) -> optax.Schedule:
+    """A density that falls to the target's between 10% and 70% of the training."""
+    return cubic_density(
+        1 - plan.target, begin=plan.steps // 10, end=plan.steps * 7 // 10
     )
 
 
-def on_matrices(
+def on_prunable(
     tx: optax.GradientTransformation, plan: Plan, rate: float = 1e-3
 ) -> optax.GradientTransformation:
     """The transformation on what can be pruned, Adam on biases and scales."""
     return optax.partition(
-        {"matrix": tx, "other": optax.adam(stable_decay(rate, plan.steps))},
+        {"pruned": tx, "other": optax.adam(stable_decay(rate, plan.steps))},
         lambda params: jax.tree_util.tree_map_with_path(
-            lambda path, x: "matrix" if matrices(path, x) else "other", params
+            lambda path, x: "pruned" if masks.prunable(path, x) else "other", params
         ),
     )

@@ -51,7 +51,7 @@ def curve(params: Any, data: training.Data) -> jax.Array:
 
 @jax.jit
 def _pruned(params, data, sparsity):
-    less, _ = masks.prune(params, sparsity, where=lambda path, leaf: leaf.ndim > 1)
+    less, _ = masks.prune(params, sparsity)
     return training.accuracy(less, data.test)
 
 

@@ -103,8 +103,7 @@ def alone(
     state = tx.init(params)
     for rows in _minibatches(data, order, batch, steps):
         params, state = step(params, state, rows)
-    pruned, _ = masks.prune(params, sparsity, where=lambda path, leaf: leaf.ndim > 1)
-    return pruned
+    return masks.prune(params, sparsity)[0]
 
 
 def run(

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prunadag_optax import prunadag, prunadag_w, recipes, schedules
-from prunadag_optax.methods import gradual_pruning
+from prunadag_optax import masks, prunadag, prunadag_w, recipes, schedules
+from prunadag_optax.methods.gradual_pruning import gradual_magnitude_pruning
 
 TARGET = 0.98
 # Of `targeted` here, where a case does not say otherwise.
@@ -45,13 +45,15 @@ class Study(NamedTuple):
 
 
 def kernels(params: Any) -> Any:
-    """What prunAdag gets: leaves with two axes."""
-    return jax.tree.map(lambda x: "pruned" if x.ndim > 1 else "free", params)
+    """What prunAdag gets, and what Adam does."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: "pruned" if masks.prunable(path, x) else "free", params
+    )
 
 
 def final_share(plan: Plan, target: float = TARGET) -> optax.Schedule:
     """The cubic schedule of T/n down to 1 - target."""
-    return schedules.cubic_relevant(
+    return schedules.cubic_density(
         1 - target, begin=0.1 * plan.total_steps, end=0.7 * plan.total_steps
     )
 
@@ -165,7 +167,7 @@ def sawtooth(teeth: int) -> Callable[[Plan], optax.GradientTransformation]:
 
     def make(plan: Plan) -> optax.GradientTransformation:
         length = plan.total_steps // teeth
-        tooth = schedules.cubic_relevant(0.01, begin=0, end=0.7 * length)
+        tooth = schedules.cubic_density(0.01, begin=0, end=0.7 * length)
         rate = optax.cosine_decay_schedule(3e-3, plan.total_steps)
         return prunadag_w(
             rate,
@@ -184,12 +186,8 @@ def magnitude_pruning(
     With the l1 norm it is that of prunadag_w, everything relevant.
     """
 
-    def matrices(path: Any, leaf: Any) -> bool:
-        del path
-        return leaf.ndim > 1
-
     def mask(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(matrices, params)
+        return jax.tree_util.tree_map_with_path(masks.prunable, params)
 
     def make(plan: Plan) -> optax.GradientTransformation:
         steps = plan.total_steps
@@ -197,10 +195,10 @@ def magnitude_pruning(
         if l1:
             pull = schedules.stable_decay(l1, steps)
             base = prunadag_w(rate(plan), 1.0, weight_decay=weight_decay, l1=pull)
-        sparsity = gradual_pruning.cubic_sparsity(
-            TARGET, begin=steps // 10, end=7 * steps // 10
+        density = schedules.cubic_density(
+            1 - TARGET, begin=steps // 10, end=7 * steps // 10
         )
-        return gradual_pruning.gradual_pruning(base, sparsity, where=matrices)
+        return gradual_magnitude_pruning(base, density)
 
     return make
 
@@ -398,9 +396,9 @@ STUDIES: dict[str, Study] = {
             "learning rate constant for 60%, then linear to 0": any_trapezoid(),
             "the same, every other turn whole": any_trapezoid(levels=HALF),
             "the same, five of six turns whole": any_trapezoid(levels=FIVE_OF_SIX),
-            "the same, SELDOM_WHOLE": any_trapezoid(levels=schedules.SELDOM_WHOLE),
-            "the same, OFTEN_WHOLE": any_trapezoid(levels=schedules.OFTEN_WHOLE),
-            "the same, MOSTLY_WHOLE": any_trapezoid(levels=schedules.MOSTLY_WHOLE),
+            "the same, SELDOM_WHOLE": any_trapezoid(levels=schedules.SELDOM_DENSE),
+            "the same, OFTEN_WHOLE": any_trapezoid(levels=schedules.OFTEN_DENSE),
+            "the same, MOSTLY_WHOLE": any_trapezoid(levels=schedules.MOSTLY_DENSE),
             "end 0.5": any_sparsity(end=0.5),
             "end 0.7": any_sparsity(end=0.7),
             "end 0.85": any_sparsity(end=0.85),
@@ -423,8 +421,8 @@ STUDIES: dict[str, Study] = {
             "l1 constant to the end": as_offered(l1=lambda count: 0.1),
             "no turns, everything relevant": as_offered(levels=(1.0,)),
             "LEVELS": as_offered(levels=schedules.LEVELS),
-            "OFTEN_WHOLE": as_offered(levels=schedules.OFTEN_WHOLE),
-            "MOSTLY_WHOLE": as_offered(levels=schedules.MOSTLY_WHOLE),
+            "OFTEN_WHOLE": as_offered(levels=schedules.OFTEN_DENSE),
+            "MOSTLY_WHOLE": as_offered(levels=schedules.MOSTLY_DENSE),
             "weight decay 0": as_offered(weight_decay=0.0),
         },
     ),

@@ -108,11 +108,10 @@ def methods(
 
 def measure(params: Any, state: Any, data: training.Data) -> dict[str, jax.Array]:
     """Test accuracy and sparsity of the kernels, %, and the strength."""
-    kernels = [x for x in jax.tree.leaves(params) if x.ndim > 1]
     found = {
         "accuracy": training.accuracy(params, data.test),
         # Rounding may put it below 0 by 1e-8.
-        "sparsity": jnp.maximum(100 * masks.sparsity(kernels), 0),
+        "sparsity": jnp.maximum(100 * masks.sparsity(training.prunable(params)), 0),
     }
     if isinstance(state, bregman.BregmanState):
         found["strength"] = state.strength

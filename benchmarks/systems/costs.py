@@ -21,6 +21,7 @@ from prunadag_optax.methods import (
     sparse_momentum,
 )
 from prunadag_optax.methods import lottery_ticket as lt
+from prunadag_optax.methods.penalties import regularisers
 
 TITLE = "What a step costs"
 METRICS = {"ms": 3, "/ Adam": 2, "state": 2, "compile s": 1}
@@ -47,9 +48,9 @@ QUICK = Settings(networks={"small": (64, 32, 10)}, repeats=3)
 
 def methods(params: Any) -> dict[str, Callable[[], Any]]:
     """Every method with a step of its own, on these parameters, Adam first."""
-    group_lasso, l1 = proximal.group_lasso(1e-3), proximal.l1(1e-3)
+    group_lasso, l1 = regularisers.group_lasso(1e-3), regularisers.l1(1e-3)
     size = sum(x.size for x in jax.tree.leaves(params))
-    kept = masks.magnitude_mask(params, 0.9, where=lt.matrices)
+    kept = masks.magnitude_mask(params, 0.9)
     controller = bregman.Controller(target=0.9)
     return {
         ADAM: lambda: optax.adam(1e-3),
@@ -57,12 +58,14 @@ def methods(params: Any) -> dict[str, Callable[[], Any]]:
         "prunAdag": lambda: prunadag(0.05, variant="v4"),
         "prunadag_w, targeted": lambda: recipes.targeted(1000, 0.9),
         "prunadag_w, any sparsity": lambda: recipes.any_sparsity(1000),
-        "Frank-Wolfe, k-support": lambda: frank_wolfe.frank_wolfe(0.1, 10.0, 0.1),
+        "Frank-Wolfe, k-support": lambda: frank_wolfe.conditional_gradient(
+            0.1, 10.0, 0.1
+        ),
         "ProxSGD, group lasso": lambda: proximal.prox_sgd(1e-2, group_lasso, 0.9),
         "ProxGen, l1": lambda: proximal.prox_adam(1e-3, l1),
         "ProxGen, group lasso": lambda: proximal.prox_adam(1e-3, group_lasso),
         "ProxGen, group MCP": lambda: proximal.prox_adam(
-            1e-3, proximal.group_mcp(1e-3, 10.0)
+            1e-3, regularisers.group_mcp(1e-3, 10.0)
         ),
         "RMDA, group lasso": lambda: dual_averaging.rmda(0.1, group_lasso),
         "RAMDA, group lasso": lambda: dual_averaging.ramda(0.1, group_lasso),

@@ -98,7 +98,7 @@ def rates(
 
 def pruned(params: Any, settings: Settings) -> tuple[Any, Any]:
     """The parameters pruned by magnitude to one in C of the weights, and their mask."""
-    return masks.prune(params, 1 - 1 / settings.compression, where=lt.matrices)
+    return masks.prune(params, 1 - 1 / settings.compression)
 
 
 def measure(params: Any, state: Any, data: training.Data) -> dict[str, jax.Array]:
@@ -109,8 +109,7 @@ def measure(params: Any, state: Any, data: training.Data) -> dict[str, jax.Array
 
 def weights_left(params: Any) -> jax.Array:
     """Share of the kernels' weights that are not zero, %."""
-    kernels = [x for x in jax.tree.leaves(params) if x.ndim > 1]
-    return 100 * (1 - masks.sparsity(kernels))
+    return 100 * (1 - masks.sparsity(training.prunable(params)))
 
 
 def pruning_curve(params: Any, data: training.Data) -> jax.Array:
@@ -122,7 +121,7 @@ def pruning_curve(params: Any, data: training.Data) -> jax.Array:
 
 @jax.jit
 def _pruned_accuracy(params, data, sparsity) -> jax.Array:
-    less, _ = masks.prune(params, sparsity, where=lt.matrices)
+    less, _ = masks.prune(params, sparsity)
     return training.accuracy(less, data.test)
 
 

@@ -16,6 +16,11 @@ import optax
 from benchmarks.systems import figures, records, training
 from benchmarks.systems.records import Claim, Row
 from prunadag_optax.methods import dual_averaging, proximal
+from prunadag_optax.methods.penalties.regularisers import (
+    Regulariser,
+    group_lasso,
+    group_sparsity,
+)
 
 TITLE = "Group lasso on logistic regression: dual averaging"
 METRICS = {
@@ -72,7 +77,7 @@ class Method(NamedTuple):
 
 
 def methods(
-    settings: Settings, regulariser: proximal.Regulariser, data: training.Data
+    settings: Settings, regulariser: Regulariser, data: training.Data
 ) -> dict[str, Method]:
     """The methods by name."""
     steps = tuple(
@@ -117,12 +122,12 @@ def methods(
 
 @functools.partial(jax.jit, static_argnames="regulariser")
 def measures(
-    params: Any, data: training.Data, regulariser: proximal.Regulariser
+    params: Any, data: training.Data, regulariser: Regulariser
 ) -> dict[str, jax.Array]:
     """Test accuracy (%), share of weights in zero groups (%), training objective."""
     return {
         "accuracy": training.accuracy(params, data.test),
-        "group sparsity": 100 * proximal.group_sparsity(params),
+        "group sparsity": 100 * group_sparsity(params),
         "objective": training.loss(params, data.train) + regulariser.value(params),
     }
 
@@ -134,9 +139,7 @@ def start(data: training.Data) -> Any:
     )
 
 
-def minimise(
-    data: training.Data, regulariser: proximal.Regulariser, iterations: int
-) -> Any:
+def minimise(data: training.Data, regulariser: Regulariser, iterations: int) -> Any:
     r"""The minimiser, by accelerated proximal gradient steps with restarts.
 
     Args:
@@ -192,7 +195,7 @@ def run(
     settings: Settings, data: training.Data, seeds: int
 ) -> tuple[list[Row], dict[str, Any]]:
     """Rows and curves of all methods; the seeds differ in the order of the data."""
-    regulariser = proximal.group_lasso(settings.strength)
+    regulariser = group_lasso(settings.strength)
     chosen = methods(settings, regulariser, data)
     seconds: dict[str, float] = {}
     rows, curves = [], {}
@@ -222,7 +225,7 @@ def run(
 def histories(
     settings: Settings,
     method: Method,
-    regulariser: proximal.Regulariser,
+    regulariser: Regulariser,
     data: training.Data,
     seeds: int,
     bar: Any,

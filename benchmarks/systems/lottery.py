@@ -120,7 +120,7 @@ def run(
             return fitted.params, fitted.history
 
         initial, found = init(initial_key), {}
-        tickets = lt.lottery_ticket(
+        tickets = lt.iterative_magnitude_pruning(
             train,
             initial,
             rounds=settings.rounds,

@@ -22,6 +22,7 @@ from sklearn.datasets import load_digits
 from tqdm.auto import tqdm
 
 from benchmarks import datasets
+from prunadag_optax import masks
 
 # Images are stored as bytes and standardised where they are used, by the mean and the
 # standard deviation of MNIST's pixels.
@@ -115,6 +116,12 @@ def init_network(
             zip(keys, itertools.pairwise(sizes), strict=True)
         )
     }
+
+
+def prunable(params: Any) -> list[jax.Array]:
+    """The weights that are pruned, leaf by leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [x for path, x in leaves if masks.prunable(path, x)]
 
 
 def logits(params: Any, images: jax.Array) -> jax.Array:

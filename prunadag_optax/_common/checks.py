@@ -148,11 +148,11 @@ def fraction_or_count(name: str, value: Any) -> None:
         )
 
 
-def relevant(relevant: Any, size: int | None = None) -> None:
-    """Raises a ValueError unless `relevant` is a fraction, a count or a schedule.
+def relevant(value: Any, size: int | None = None) -> None:
+    """Raises a ValueError unless `value` is a fraction, a count or a schedule.
 
     Args:
-      relevant: the argument of `prunadag`.
+      value: the argument `relevant` of `prunadag`.
       size: the number of components that a count may not exceed, where it is known.
 
     Raises:
@@ -162,10 +162,10 @@ def relevant(relevant: Any, size: int | None = None) -> None:
         "a fraction in (0, 1] as a float, a count >= 1 as an integer, or a schedule "
         "count -> value of either"
     )
-    if callable(relevant):
+    if callable(value):
         # A schedule that counts but returns floats would be read as fractions above 1.
         with jax.ensure_compile_time_eval():
-            first: Any = relevant(jnp.zeros([], jnp.int32))
+            first: Any = value(jnp.zeros([], jnp.int32))
         if not isinstance(first, Tracer):
             first = first if np.ndim(first) else np.asarray(first).item()
             try:
@@ -176,20 +176,20 @@ def relevant(relevant: Any, size: int | None = None) -> None:
                     "step 0 (a schedule of counts must return integers)."
                 ) from None
         return
-    if is_scalar_array(relevant) and not jnp.issubdtype(relevant.dtype, jnp.bool_):
+    if is_scalar_array(value) and not jnp.issubdtype(value.dtype, jnp.bool_):
         return
-    if not is_number(relevant):
-        raise ValueError(f"relevant must be {allowed}; got {relevant!r}.")
-    if isinstance(relevant, numbers.Integral):
-        if int(relevant) < 1:
-            raise ValueError(f"relevant must be {allowed}; got {relevant!r}.")
-        if size and int(relevant) > size:
+    if not is_number(value):
+        raise ValueError(f"relevant must be {allowed}; got {value!r}.")
+    if isinstance(value, numbers.Integral):
+        if int(value) < 1:
+            raise ValueError(f"relevant must be {allowed}; got {value!r}.")
+        if size and int(value) > size:
             raise ValueError(
-                f"relevant must be {allowed}; got the count {relevant!r}, more than "
+                f"relevant must be {allowed}; got the count {value!r}, more than "
                 f"the {size} parameters there are."
             )
-    elif not 0 < relevant <= 1:
-        raise ValueError(f"relevant must be {allowed}; got {relevant!r}.")
+    elif not 0 < value <= 1:
+        raise ValueError(f"relevant must be {allowed}; got {value!r}.")
 
 
 def real_leaf(name: str, path: tuple[Any, ...], leaf: Any) -> None:
@@ -308,4 +308,26 @@ def mask(mask: Any, params: optax.Params) -> None:
             raise ValueError(
                 f"{name} must have the shape {jnp.shape(part)} of its parameter; got "
                 f"{jnp.shape(keep)}."
+            )
+
+
+def masks_for(chosen: list[bool], mask: Any, params: optax.Params) -> None:
+    """Raises a ValueError where a leaf that is chosen has no mask.
+
+    Args:
+      chosen: which leaves are chosen, in the order of `jax.tree.leaves(params)`.
+      mask: the masks held, a pytree like `params` with Nones.
+      params: pytree of arrays.
+
+    Raises:
+      ValueError: naming the first such leaf.
+    """
+    paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    held = treedef.flatten_up_to(mask)
+    for member, keep, (path, _) in zip(chosen, held, paths_leaves, strict=True):
+        if member and keep is None:
+            raise ValueError(
+                "where must choose parameters that have masks already; got "
+                f"params{jax.tree_util.keystr(path)}, which has none. Make new masks "
+                "with `prune`."
             )

@@ -9,38 +9,40 @@ import jax.numpy as jnp
 
 Where = Callable[[tuple[Any, ...], Any], bool]
 
-# Names that say what a leaf is: something added to, or multiplied with, whole channels.
+# Names that say what a leaf is: something added to, or multiplied with, whole channels,
+# such as bias, b, b1, b_out, bias_hh, logit_scale, gamma; and running statistics.
 _NOT_PRUNABLE = re.compile(
-    r"b\d*|b_[a-z]+"
-    r"|(?i:(.+_)?(bias|biases|scale|scales|offset|gamma|beta|mean|var|variance)(_.+)?)"
+    r"b\d*|b_\w+"
+    r"|(?i:(.+_)?(bias|biases|scale|scales|offset|gamma|beta)(_.+)?)"
+    r"|(?i:((running|moving|batch|ema)_)?(mean|var|variance|average)(_ema)?)"
 )
-# In a module so named a `weight` is a scale.
+# In a module so named a weight is a scale.
 _NORMALISATION = re.compile(r"norm|(^|_)(bn|ln|gn)(\d|_|$)", re.IGNORECASE)
-# What stands between a parameter's name and its array in trees of boxes.
-_BOXES = ("value", "raw_value")
+_SCALES = ("weight", "w", "g")
+
+
+def _is_box(key: Any) -> bool:
+    """Whether a key stands between a parameter's name and its array, as in nnx."""
+    return getattr(key, "name", None) in ("value", "raw_value")
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:
-    """The names in a key path, without positions in lists and without boxes."""
-    names = []
-    for key in path:
-        for attribute in ("key", "name"):
-            name = getattr(key, attribute, None)
-            if isinstance(name, str):
-                names.append(name)
-    if isinstance(path[-1] if path else None, str):  # a path written by hand
-        names.append(path[-1])
-    return [name for name in names if name not in _BOXES] or names
+    """The names in a key path, outermost first, without positions in lists.
+
+    A key may hold several: "mlp/~/linear_0" in Haiku, "fc.weight" in files.
+    """
+    keys = [getattr(key, "key", getattr(key, "name", key)) for key in path]
+    return re.split(r"[/.]", "/".join(key for key in keys if isinstance(key, str)))
 
 
 def prunable(path: tuple[Any, ...], leaf: Any) -> bool:
     """The leaves that are pruned unless `where` says otherwise.
 
     The name of a leaf decides where it says what the leaf is: a bias, scale, offset,
-    gamma, beta, mean or variance is never pruned, however many axes it has (layers
-    stacked in one leaf and attention heads give a bias two or three), nor the weight of
-    a normalisation. Of all others those with two axes or more are, and a tree that is
-    one array.
+    gamma or beta and a running mean or variance are never pruned, however many axes
+    they have (layers stacked in one leaf and attention heads give a bias two or three),
+    nor is the weight of a normalisation. All others are that have two axes or more, and
+    a tree that is one array.
 
     Args:
       path: key path of the leaf, as `jax.tree_util.tree_map_with_path` has it.
@@ -61,12 +63,14 @@ def prunable(path: tuple[Any, ...], leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
         return False
+    while path and _is_box(path[-1]):
+        path = path[:-1]
     if not path:
         return True
-    *modules, name = _names(path) or [""]
+    *modules, name = _names(path)
     if _NOT_PRUNABLE.fullmatch(name):
         return False
-    if name in ("weight", "w") and modules and _NORMALISATION.search(modules[-1]):
+    if name in _SCALES and modules and _NORMALISATION.search(modules[-1]):
         return False
     return jnp.ndim(leaf) >= 2
 

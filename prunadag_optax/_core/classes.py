@@ -59,15 +59,20 @@ class Relevant(NamedTuple):
     """R_k of equation (4): the components whose score reaches the T-th largest.
 
     R_k is not stored: whoever reads it compares the scores anew, which is cheaper.
+
+    Attributes:
+      keys: the T-th largest score as a key, shape (); one for each leaf.
+      dtype: the dtype among whose keys they are.
+      magnitude: the T-th largest score, float32, shape () or by leaf (leaves,).
     """
 
-    score: Leaves
-    key: jax.Array  # the T-th largest score as a key, a scalar for each leaf
-    magnitude: jax.Array  # and as a float32, shape () or (leaves,)
+    keys: Leaves
+    dtype: Any
+    magnitude: jax.Array
 
     def __call__(self, score: jax.Array, key: jax.Array) -> jax.Array:
-        """Bool array, True where the scores of one leaf reach the key."""
-        return threshold.reaches(score, key, widest(self.score))
+        """Bool array, True where the scores of one leaf reach the leaf's key."""
+        return threshold.reaches(score, key, self.dtype)
 
 
 def relevant_set(
@@ -90,12 +95,17 @@ def relevant_set(
     found = threshold.kth_largest_keys(score, targets, hint, by_leaf=by_leaf)
     magnitude = keys.key_to_magnitude(found, score).astype(jnp.float32)
     if by_leaf:
-        return Relevant(score, found, magnitude)
-    return Relevant(score, jnp.repeat(found, len(sizes)), magnitude[0])
+        return Relevant([*found], widest(score), magnitude)
+    return Relevant([found[0]] * len(score), widest(score), magnitude[0])
 
 
 def statistics(
-    g: Leaves, x: Leaves, relevant: Relevant, decrease: chex.Numeric, by_leaf: bool
+    g: Leaves,
+    x: Leaves,
+    score: Leaves,
+    relevant: Relevant,
+    decrease: chex.Numeric,
+    by_leaf: bool,
 ) -> list[Statistics]:
     r"""What the bounds of Table 1 depend on, for each leaf.
 
@@ -105,6 +115,7 @@ def statistics(
     Args:
       g: gradients g_k of each leaf.
       x: parameters x_k.
+      score: the scores that R_k is chosen by.
       relevant: R_k.
       decrease: d_k.
       by_leaf: whether the norms are those of each leaf, or of all leaves.
@@ -123,13 +134,15 @@ def statistics(
         x = jnp.where(~in_r & same_sign, x, 0).astype(dtype)
         return g * g, x * x
 
+    key = jnp.stack(relevant.keys) if by_leaf else relevant.keys[0]
+
     def norms(g, x, score, key):
         sums = engine.sums_by_leaf(squares, [g, x, score], [key])
         total = (s if by_leaf else jnp.sum(s, keepdims=True) for s in sums)
         g_R, x_S = (jnp.sqrt(s) for s in total)
         return g_R, x_S, jnp.where(x_S > 0, g_R / jnp.where(x_S > 0, x_S, 1), 0)
 
-    found = engine.stored(norms, g, x, relevant.score, relevant.key)
+    found = engine.stored(norms, g, x, score, key)
     rows = range(len(g)) if by_leaf else [0] * len(g)
     return [Statistics(decrease, *(value[i] for value in found)) for i in rows]
 
@@ -238,10 +251,10 @@ def classify(
         return Classification(empty, empty, empty, nothing, nothing, last)
     bounds = bounds_of(variant)
     found = relevant_set(score, relevant, by_leaf, hint)
-    measured = statistics(g, x, found, decrease, by_leaf)
+    measured = statistics(g, x, score, found, decrease, by_leaf)
     rows = []
     for g_i, x_i, w_i, score_i, key, stats in zip(
-        g, x, w, score, found.key, measured, strict=True
+        g, x, w, score, found.keys, measured, strict=True
     ):
         a, b = (bound(jnp.abs(working(x_i)), stats) for bound in bounds)
         in_r = found(score_i, key)

@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prunadag_optax import masks
 from prunadag_optax._common import checks
-from prunadag_optax._common.dtypes import value_at, working
-from prunadag_optax._ranking.threshold import kth_largest_magnitude
+from prunadag_optax._common.dtypes import cast_like, value_at, working
+from prunadag_optax._common.leaves import Where, ranked_together
+from prunadag_optax._common.transformation import checked, find_states
 from prunadag_optax._ranking.counts import target_count
+from prunadag_optax._ranking.threshold import kth_largest_magnitude
 
 
 class ScaleByPrunadagWState(NamedTuple):
@@ -30,12 +31,12 @@ class ScaleByPrunadagWState(NamedTuple):
 
     # The iterations done, shape=(), dtype=int32. optax's states have the same name.
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
-    first_moment: optax.Updates  # m, shapes of params
-    second_moment: optax.Updates | None  # v, shapes of params; None without b2
+    mu: optax.Updates  # m, shapes of params
+    nu: optax.Updates | None  # v, shapes of params; None without b2
     # With "relevant": all components, of which `params` has the relevant ones, and the
-    # smallest magnitude among these, shape=(), or with scope "leaf" one for each
-    # prunable leaf, shape=(leaves,). None with "params".
-    whole: optax.Params | None
+    # smallest magnitude among these, of all prunable leaves, shape=(1,), or with scope
+    # "leaf" of each of them, shape=(leaves,). None with "params".
+    dense: optax.Params | None
     threshold: jax.Array | None
 
 
@@ -50,7 +51,7 @@ def prunadag_w(
     decrease_schedule: optax.ScalarOrSchedule = 0.5,
     l1: optax.ScalarOrSchedule = 0.0,
     evaluate: str = "params",
-    where: masks.Where | None = None,
+    where: Where | None = None,
     scope: str = "global",
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -112,8 +113,7 @@ def prunadag_w(
         of prunable leaves.
       evaluate: "params": the gradient is that at x; "relevant": at P_R x, see above.
       where: predicate (path, leaf) -> bool, True for the prunable leaves; all others
-        are relevant throughout. None: leaves with at least two axes, so no biases and
-        normalisation scales, or a tree that is one array.
+        are relevant throughout. None: `masks.prunable`.
       scope: "global" ranks all prunable leaves together, "leaf" each on its own.
       accumulator_dtype: dtype of the moments, as a `jnp.dtype` or a name; None keeps
         the parameters'. Use "float32" for half-precision parameters.
@@ -124,9 +124,7 @@ def prunadag_w(
       parameters' dtypes.
 
     Raises:
-      ValueError: for an argument out of range, by name; from `init` and `update` for
-        leaves that are not real floats, for trees that do not match, and without
-        `params`.
+      ValueError: naming an argument out of range, or trees that do not match.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -161,101 +159,85 @@ def prunadag_w(
         ("l1", l1, None),
         ("decrease_schedule", decrease_schedule, 1),
     ):
-        if not callable(value):
-            checks.scalar(name, value, least=0, most=most)
+        checks.scalar_or_schedule(name, value, least=0, most=most)
 
-    def init_fn(params: optax.Params) -> Any:
-        checks.real_leaves("params", params)
-
+    def init(params: optax.Params) -> ScaleByPrunadagWState:
         def zeros():
+            # Like the parameters, so that they are sharded as these are.
             return jax.tree.map(
                 lambda x: jnp.zeros_like(x, dtype=accumulator_dtype), params
             )
 
-        whole = threshold = None
+        dense = threshold = None
         if evaluate == "relevant":
-            whole = jax.tree.map(jnp.copy, params)
-            leaves = [x for x in _prunable(params, where) if x is not None]
-            shape = () if scope == "global" else (len(leaves),)
-            threshold = jnp.zeros(shape, _magnitude_dtype(leaves))
+            dense = jax.tree.map(jnp.copy, params)
+            groups = ranked_together(params, where, scope)
+            threshold = jnp.zeros(len(groups), _magnitude_dtype(params, groups))
+        nu = None if b2 is None else zeros()
         return ScaleByPrunadagWState(
-            jnp.zeros([], jnp.int32),
-            zeros(),
-            None if b2 is None else zeros(),
-            whole,
-            threshold,
+            jnp.zeros([], jnp.int32), zeros(), nu, dense, threshold
         )
 
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> Any:
+    def update(updates, state, params, **extra_args):
         del extra_args
-        if params is None:
-            raise ValueError(checks.NO_PARAMS_MSG)
-        checks.real_leaves("params", params)
-        checks.real_leaves("updates", updates)
-        checks.same_trees("updates", updates, "params", params)
-        checks.same_shapes("state.first_moment", state.first_moment, "params", params)
         count = state.count
-        whole = params if evaluate == "params" else state.whole
+        dense = params if evaluate == "params" else state.dense
+        groups = ranked_together(dense, where, scope)
         threshold = state.threshold
         if threshold is None:
-            threshold = _threshold(whole, where, value_at(relevant, count), scope)
-        member = _relevant(whole, where, threshold)
-        first = _average(member, state.first_moment, updates, b1)
+            threshold = _threshold(dense, groups, value_at(relevant, count))
+        inside = _relevant(dense, groups, threshold)
+
+        def average(old, value, decay):
+            """The moving average, moved on where the component is relevant."""
+
+            def leaf(old, value, inside):
+                old = working(old)
+                return _where(inside, decay * old + (1 - decay) * value, old)
+
+            return jax.tree.map(leaf, old, value, inside)
+
+        g = jax.tree.map(working, updates)
+        mu, nu = average(state.mu, g, b1), None
         if b2 is None:
-            second = None
-            direction = jax.tree.map(lambda m: m / (1 - b1), first)
+            direction = jax.tree.map(lambda m: m / (1 - b1), mu)
         else:
-            second = _average(member, state.second_moment, _squares(updates), b2)
-            corrections = 1 - b1 ** (count + 1), 1 - b2 ** (count + 1)
+            nu = average(state.nu, jax.tree.map(lambda g: g * g, g), b2)
+            first, second = 1 - b1 ** (count + 1), 1 - b2 ** (count + 1)
             direction = jax.tree.map(
-                lambda m, v: _adam(m, v, corrections, eps), first, second
+                lambda m, v: (m / first) / (jnp.sqrt(v / second) + eps), mu, nu
             )
         eta, decay = value_at(learning_rate, count), value_at(weight_decay, count)
         pull = eta * value_at(l1, count)
         shrink = jnp.clip(value_at(decrease_schedule, count), 0, 1)
 
-        def step(x, inside, taken):
-            taken = -eta * taken
-            if inside is None:
-                more = decay * working(x) if jnp.ndim(x) > 1 else 0
-                return taken - eta * more
-            x = working(x)
+        def step(x, direction, inside):
+            taken, x = -eta * direction, working(x)
+            if inside is True:
+                return taken - (eta * decay * x if x.ndim > 1 else 0)
             taken = _soft(x, taken - eta * decay * x, pull)
             return jnp.where(inside, taken, -shrink * x)
 
-        steps = _map(step, whole, member, direction)
+        steps = jax.tree.map(step, dense, direction, inside)
         after = optax.safe_increment(count)
-        moments = (
-            optax.tree.cast_like(first, state.first_moment),
-            optax.tree.cast_like(second, state.second_moment),
-        )
+        mu = cast_like(mu, state.mu)
+        nu = None if nu is None else cast_like(nu, state.nu)
         if evaluate == "params":
-            steps = jax.tree.map(
-                lambda s, x: s.astype(jnp.result_type(x)), steps, params
-            )
-            return steps, ScaleByPrunadagWState(after, *moments, None, None)
-        moved = jax.tree.map(
-            lambda x, s: (working(x) + s).astype(jnp.result_type(x)), whole, steps
+            return steps, ScaleByPrunadagWState(after, mu, nu, None, None)
+        dense = cast_like(
+            jax.tree.map(lambda x, s: working(x) + s, dense, steps), dense
         )
-        threshold = _threshold(moved, where, value_at(relevant, after), scope)
-        member = _relevant(moved, where, threshold)
-
-        def change(x, inside, y):
-            if inside is None:
-                return x - y
-            # y + (-y) is zero exactly, y + (0 - y) in another dtype need not be.
-            return jnp.where(inside, x - y, -y)
-
-        return _map(change, moved, member, params), ScaleByPrunadagWState(
-            after, *moments, moved, threshold
+        threshold = _threshold(dense, groups, value_at(relevant, after))
+        # y + (-y) is zero exactly, y + (0 - y) in another dtype need not be.
+        steps = jax.tree.map(
+            lambda x, y, inside: _where(inside, x - y, -y),
+            dense,
+            params,
+            _relevant(dense, groups, threshold),
         )
+        return steps, ScaleByPrunadagWState(after, mu, nu, dense, threshold)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return checked(init, update, like_params="mu")
 
 
 def eval_params(state: Any, params: optax.Params) -> optax.Params:
@@ -284,93 +266,56 @@ def eval_params(state: Any, params: optax.Params) -> optax.Params:
       >>> (x + updates).tolist(), eval_params(state, x + updates).tolist()
       ([0.0, -2.0], [1.0, -2.0])
     """
-
-    def is_own(node):
-        return isinstance(node, ScaleByPrunadagWState)
-
-    found = [s for s in jax.tree.leaves(state, is_leaf=is_own) if is_own(s)]
-    wholes = [s.whole for s in found if s.whole is not None]
-    if not wholes:
+    states = find_states(state, ScaleByPrunadagWState)
+    found = [own.dense for own in states if own.dense is not None]
+    if not found:
         return params
-    if len(wholes) > 1:
+    if len(found) > 1:
         raise ValueError(
-            f"state must hold one state of prunadag_w with evaluate='relevant'; it "
-            f"holds {len(wholes)}."
+            "state must hold one state of prunadag_w with evaluate='relevant'; it "
+            f"holds {len(found)}."
         )
-    checks.same_trees("state.whole", wholes[0], "params", params)
-    return wholes[0]
+    checks.same_trees("state.dense", found[0], "params", params)
+    return found[0]
 
 
-# Pure pieces, on trees. A mask has None for a leaf that is not prunable.
-
-
-def _prunable(params: Any, where: masks.Where | None) -> list[Any]:
-    """The leaves, with None for those that are not prunable."""
-    return [
-        leaf if (where or masks.prunable)(path, leaf) else None
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    ]
+def _magnitude_dtype(params: optax.Params, groups: list[list[int]]) -> Any:
+    """What holds a magnitude of any of the prunable leaves exactly."""
+    leaves = jax.tree.leaves(params)
+    return jnp.result_type(jnp.float32, *(leaves[i] for group in groups for i in group))
 
 
 def _threshold(
-    params: Any, where: masks.Where | None, relevant: Any, scope: str
+    params: optax.Params, groups: list[list[int]], relevant: Any
 ) -> jax.Array:
-    """The smallest relevant magnitude, of the tree or of each prunable leaf."""
-    leaves = [x for x in _prunable(params, where) if x is not None]
-
-    def last(group):
-        size = sum(x.size for x in group)
-        if not size:
-            return jnp.zeros((), _magnitude_dtype(leaves))
-        count = target_count(relevant, size)
-        found = kth_largest_magnitude(group, count)
-        return found.astype(_magnitude_dtype(leaves))
-
-    if scope == "global":
-        return last(leaves)
-    found = [last([x]) for x in leaves]
-    return jnp.stack(found) if found else jnp.zeros((0,), _magnitude_dtype(leaves))
-
-
-def _magnitude_dtype(leaves: list[Any]) -> Any:
-    """What holds a magnitude of any of the leaves exactly."""
-    return jnp.result_type(jnp.float32, *leaves)
+    """The smallest relevant magnitude of each group of leaves, shape (groups,)."""
+    leaves, dtype = jax.tree.leaves(params), _magnitude_dtype(params, groups)
+    found = []
+    for group in groups:
+        members = [leaves[i] for i in group]
+        size = sum(x.size for x in members)
+        count = target_count(relevant, size) if size else 0
+        last = kth_largest_magnitude(members, count) if size else 0
+        found.append(jnp.asarray(last, dtype))
+    return jnp.stack(found) if found else jnp.zeros(0, dtype)
 
 
 def _relevant(
-    params: Any, where: masks.Where | None, threshold: jax.Array
-) -> list[Any]:
-    """For each leaf a mask of bool, True on R; None where all of it is relevant."""
-    found, number = [], 0
-    for x in _prunable(params, where):
-        if x is None:
-            found.append(None)
-            continue
-        last = threshold if threshold.ndim == 0 else threshold[number]
-        # A NaN is the largest, as it is for the selection, and so does not hide.
-        found.append(~(jnp.abs(x).astype(last.dtype) < last))
-        number += 1
-    return found
+    params: optax.Params, groups: list[list[int]], threshold: jax.Array
+) -> Any:
+    """Pytree of masks, True on R; where a leaf is not prunable True in their place."""
+    leaves, treedef = jax.tree.flatten(params)
+    inside: list[Any] = [True] * len(leaves)
+    for group, last in zip(groups, threshold, strict=True):
+        for i in group:
+            # A NaN is the largest, as it is for the selection, and so does not hide.
+            inside[i] = ~(jnp.abs(leaves[i]).astype(last.dtype) < last)
+    return treedef.unflatten(inside)
 
 
-def _map(function: Any, like: Any, member: list[Any], *trees: Any) -> Any:
-    """The tree of function(leaf, mask of the leaf, leaves of further trees)."""
-    leaves, treedef = jax.tree.flatten(like)
-    columns = [treedef.flatten_up_to(tree) for tree in trees]
-    return treedef.unflatten(
-        [function(*each) for each in zip(leaves, member, *columns, strict=True)]
-    )
-
-
-def _average(member: list[Any], average: Any, values: Any, decay: Any) -> Any:
-    """The moving average, moved on where the component is relevant."""
-
-    def leaf(old, inside, value):
-        old = working(old)
-        new = decay * old + (1 - decay) * working(value)
-        return new if inside is None else jnp.where(inside, new, old)
-
-    return _map(leaf, average, member, values)
+def _where(inside: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`jnp.where`, without a selection where all of a leaf is relevant."""
+    return x if inside is True else jnp.where(inside, x, y)
 
 
 def _soft(x: jax.Array, step: jax.Array, pull: Any) -> jax.Array:
@@ -378,13 +323,3 @@ def _soft(x: jax.Array, step: jax.Array, pull: Any) -> jax.Array:
     z = x + step
     # A NaN is not within the pull, and so stays.
     return jnp.where(jnp.abs(z) <= pull, -x, step - pull * jnp.sign(z))
-
-
-def _squares(gradients: Any) -> Any:
-    return jax.tree.map(lambda g: working(g) * working(g), gradients)
-
-
-def _adam(m: Any, v: Any, corrections: tuple[Any, Any], eps: Any) -> jax.Array:
-    """Adam's direction, from moments before their bias correction."""
-    first, second = corrections
-    return (m / first) / (jnp.sqrt(v / second) + eps)

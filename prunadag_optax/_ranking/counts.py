@@ -32,6 +32,22 @@ def count_dtype(size: int) -> Any:
     return jnp.int64
 
 
+def one_in(compression: Any, size: int) -> int | jax.Array:
+    """How many of `size` components stay, one for each `compression` of them.
+
+    Args:
+      compression: C >= 1.
+      size: n >= 1, the number of components.
+
+    Returns:
+      max(1, floor(n / C)). A Python int for a Python number; otherwise a scalar array.
+    """
+    if isinstance(compression, numbers.Real):
+        return max(1, int(size / float(compression)))
+    count = jnp.floor(size / working(compression))
+    return jnp.clip(count.astype(count_dtype(size)), 1, size)
+
+
 def target_count(relevant: Any, size: int) -> int | jax.Array:
     """T, the target number of relevant components among `size`.
 

@@ -15,18 +15,22 @@ from jax import lax
 from prunadag_optax._ranking import xla_cpu
 
 
+def _traced(operands: Any) -> bool:
+    """Whether there is a program to improve: not outside jit and the like."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(operands))
+
+
 def _choose(on_one_cpu: Callable, plain: Callable, *operands: Any) -> Any:
     """Calls one of two functions that compute the same.
 
     The form for one CPU device moves data about, so no other device may hold any of it.
-    Outside jit there is no program to improve.
     """
-    leaves = jax.tree.leaves(operands)
-    traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
     sharded = any(
-        axis is not None for x in leaves for axis in jax.typeof(x).sharding.spec
+        axis is not None
+        for x in jax.tree.leaves(operands)
+        for axis in jax.typeof(x).sharding.spec
     )
-    if not traced or sharded or jax.device_count() > 1:
+    if not _traced(operands) or sharded or jax.device_count() > 1:
         return plain(*operands)
     return lax.platform_dependent(*operands, cpu=on_one_cpu, default=plain)
 
@@ -42,20 +46,18 @@ def sums_by_leaf(
       function: from the operands of a leaf, arrays of any one shape, and the scalars of
         the leaf to arrays of that shape and of one dtype, element by element.
       columns: the leaves of each operand; those of one index have one shape.
-      of_leaf: arrays with one scalar for each leaf, shape (leaves,).
+      of_leaf: arrays with one scalar for each leaf, shape (leaves,), or with the one
+        for all of them, shape ().
 
     Returns:
       For each value its sums, shape (leaves,).
     """
 
     def plain(columns, of_leaf):
-        rows = [
-            [
-                jnp.sum(x, dtype=x.dtype)
-                for x in function(*leaf, *(s[i] for s in of_leaf))
-            ]
-            for i, leaf in enumerate(zip(*columns, strict=True))
-        ]
+        rows = []
+        for i, leaf in enumerate(zip(*columns, strict=True)):
+            values = function(*leaf, *(s[i] if s.ndim else s for s in of_leaf))
+            rows.append([jnp.sum(x, dtype=x.dtype) for x in values])
         return [jnp.stack(column) for column in zip(*rows, strict=True)]
 
     def on_one_cpu(columns, of_leaf):
@@ -65,7 +67,7 @@ def sums_by_leaf(
 
 
 def stored(function: Callable[..., Any], *operands: Any) -> Any:
-    """Calls a function whose results are to be stored, not computed where they are read.
+    """Calls a function whose results are stored, not computed where they are read.
 
     Args:
       function: from the operands to a pytree of arrays.
@@ -74,6 +76,9 @@ def stored(function: Callable[..., Any], *operands: Any) -> Any:
     Returns:
       `function(*operands)`.
     """
+    if not _traced(operands):
+        return function(*operands)
+    function = jax.jit(function)  # traced once for both forms
 
     def on_one_cpu(*operands):
         return xla_cpu.stored(function, *operands)

@@ -1,6 +1,7 @@
 """Which weights the largest magnitudes are: exactly k, ties by index."""
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,8 +9,50 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from prunadag_optax._common import checks
 from prunadag_optax._common.dtypes import widest
 from prunadag_optax._ranking import counts, keys, threshold
+
+
+def mask_by_groups(
+    params: Any,
+    groups: Sequence[Sequence[int]],
+    left_out: Callable[[Sequence[int], int], Any],
+    held: Any = None,
+) -> Any:
+    """The mask that leaves out the smallest magnitudes in each group of leaves.
+
+    Args:
+      params: pytree of arrays.
+      groups: lists of indices into `jax.tree.leaves(params)`, as `ranked_together` has
+        them.
+      left_out: function (group, its number of components) -> how many to leave out.
+      held: a mask of every leaf, or None for leaves that have none. What it leaves out
+        comes first, even where that is more.
+
+    Returns:
+      Pytree like `params`: bool arrays, True = keep; as `held` has it for leaves that
+      are in no group.
+
+    Raises:
+      ValueError: if a leaf in a group is not a real float.
+    """
+    paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    masks: list[Any] = [None] * len(paths_leaves)
+    if held is not None:
+        masks = treedef.flatten_up_to(held)
+    for group in groups:
+        for i in group:
+            checks.real_leaf("params", *paths_leaves[i])
+        leaves = [jnp.asarray(paths_leaves[i][1]) for i in group]
+        count = left_out(group, sum(leaf.size for leaf in leaves))
+        if held is None and isinstance(count, int) and count == 0:
+            kept = [jnp.ones_like(leaf, bool) for leaf in leaves]  # sharded as they
+        else:
+            kept = keep_largest(leaves, count, [masks[i] for i in group])
+        for i, mask in zip(group, kept, strict=True):
+            masks[i] = mask
+    return treedef.unflatten(masks)
 
 
 def _rank(dtype: Any, x: jax.Array, keep: jax.Array) -> jax.Array:
@@ -23,7 +66,7 @@ def _itself(key: jax.Array) -> jax.Array:
 
 @jax.jit
 def keep_largest(
-    leaves: list[jax.Array], count: jax.Array, held: list[Any]
+    leaves: list[jax.Array], count: jax.Array, held: list[Any] | None = None
 ) -> list[jax.Array]:
     """Masks that leave out the `count` smallest magnitudes of all leaves.
 
@@ -31,7 +74,7 @@ def keep_largest(
       leaves: arrays of real floating dtypes.
       count: how many to leave out, 0..n. What `held` leaves out comes first, even where
         that is more.
-      held: for each leaf the bool mask that it has already, or None.
+      held: for each leaf the bool mask that it has already, or None; None: none has.
 
     Returns:
       Bool arrays like `leaves`, True = keep.
@@ -41,7 +84,7 @@ def keep_largest(
         return [jnp.ones(x.shape, bool) for x in leaves]
     kept = [
         jnp.ones_like(x, bool) if mask is None else mask
-        for x, mask in zip(leaves, held, strict=True)
+        for x, mask in zip(leaves, held or [None] * len(leaves), strict=True)
     ]
     rank = functools.partial(_rank, widest(leaves))
     ranks = [rank(x, keep) for x, keep in zip(leaves, kept, strict=True)]

@@ -31,10 +31,12 @@ def sums_by_leaf(
         if len(block) == 1:
             (i,) = block
             leaf = [column[i].reshape(-1) for column in columns]
-            parts.append(_large(function, leaf, [s[i] for s in of_leaf]))
+            scalars = [s[i] if s.ndim else s for s in of_leaf]
+            parts.append(_large(function, leaf, scalars))
         else:
             leaf = [jnp.stack([x[i].reshape(-1) for i in block]) for x in columns]
-            scalars = [s[np.array(block)][:, None] for s in of_leaf]
+            of_block = np.array(block)
+            scalars = [s[of_block, None] if s.ndim else s for s in of_leaf]
             values = function(*leaf, *scalars)
             parts.append([x[:, None] for x in _reduce(values, 1)])
     # Blocks with as many rows are added up in one reduction.
@@ -61,11 +63,12 @@ def _blocks(columns: Sequence[Sequence[jax.Array]]) -> list[list[int]]:
 def _large(function: Callable, leaf: list[jax.Array], scalars: list) -> list[jax.Array]:
     """The sums of one leaf in parts, shape (1, rows)."""
     size = leaf[0].size
-    like = jax.eval_shape(function, *leaf, *scalars)
-    pair_of_floats = len(like) == 2 and jnp.issubdtype(like[0].dtype, jnp.floating)
     # Not too small for two threads; an odd length would not be vectorised.
     length = 1 << (17 if size >= 1 << 20 else 16)
-    if not pair_of_floats or size < 2 * length:
+    if size < 2 * length:
+        return _in_rows(function(*leaf, *scalars))
+    like = jax.eval_shape(function, *leaf, *scalars)
+    if len(like) != 2 or not jnp.issubdtype(like[0].dtype, jnp.floating):
         return _in_rows(function(*leaf, *scalars))
     # The backend does not vectorise a sum of floats, whose order would change, but it
     # does add arrays; and as complex numbers the two share one loop. So the leaf is
@@ -111,9 +114,9 @@ def _reduce(values: Sequence[jax.Array], axis: int) -> list[jax.Array]:
 def stored(function: Callable[..., Any], *operands: Any) -> Any:
     """`engine.stored`, as a branch that is always taken.
 
-    The branches of a conditional are compiled each on its own, and XLA cannot know which
-    is taken: the barrier hides it until after it has simplified the program. Bools are
-    stored as bytes, which the backend computes eight times as fast.
+    The branches of a conditional are compiled each on its own, and XLA cannot know
+    which is taken: the barrier hides it until after it has simplified the program.
+    Bools are stored as bytes, which the backend computes eight times as fast.
     """
 
     def as_bytes(*operands):

@@ -3,8 +3,8 @@
 The gradient steps are taken by a dual variable v, and the parameters are its proximal
 point: W = prox(v). A weight is zero until its v, which adds up gradients, exceeds the
 regulariser's strength; from then on it moves as in the plain method, without the
-shrinkage of proximal gradient descent. `bregman` does this for the steps of any
-optimizer; `linbreg` is the one of SGD and `adabreg` the one of Adam. Instead of a
+shrinkage of proximal gradient descent. `linearised_bregman` does this for the steps of
+any optimizer; `linbreg` is the one of SGD and `adabreg` the one of Adam. Instead of a
 strength one may give the sparsity to reach, and leave the strength to a `Controller`.
 """
 
@@ -17,8 +17,13 @@ import optax
 
 from prunadag_optax import masks
 from prunadag_optax._common import checks
-from prunadag_optax._common.dtypes import value_at, working
-from prunadag_optax.methods.penalties.regularisers import Regulariser, is_kernel
+from prunadag_optax._common.dtypes import cast_like, value_at, working
+from prunadag_optax._common.leaves import Where, chosen
+from prunadag_optax._common.transformation import checked
+from prunadag_optax.methods.penalties.regularisers import (
+    Regulariser,
+    check_regulariser,
+)
 
 
 class Controller(NamedTuple):
@@ -77,7 +82,7 @@ class ControllerState(NamedTuple):
 
 
 class BregmanState(NamedTuple):
-    """State of `bregman`."""
+    """State of `linearised_bregman`."""
 
     # The steps done, shape=(), dtype=int32. optax's states have the same name.
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -87,7 +92,7 @@ class BregmanState(NamedTuple):
     controller: ControllerState | None  # None without
 
 
-def bregman(
+def linearised_bregman(
     base: optax.GradientTransformation,
     regulariser: Regulariser,
     *,
@@ -106,12 +111,11 @@ def bregman(
     with u the update of the base. Without a regulariser and with delta = 1 it is the
     base. The parameters are a function of v: what else changes them, such as a mask
     applied between steps, is undone by the next step. Weight decay belongs into the
-    gradient, `optax.chain(optax.add_decayed_weights(...), bregman(...))`.
+    gradient: put `optax.add_decayed_weights` into a chain, ahead of this.
 
     Args:
       base: the optimizer. It sees gradients and parameters in at least float32.
-      regulariser: R, from `prunadag_optax.methods.regularisers` or another convex one
-        with R(-W) = R(W).
+      regulariser: R, a convex `Regulariser` such as `regularisers.l1(1.0)`.
       delta: > 0, the length of a step of W for one of v.
       strength: s >= 0, a factor on the regulariser: number or schedule count -> value;
         with `adaptive` the number to start from.
@@ -123,16 +127,14 @@ def bregman(
       parameters' dtypes. Weights that become zero are exactly zero.
 
     Raises:
-      ValueError: for an argument out of range, by name; from `init` and `update` for
-        leaves that are not real floats, for trees that do not match, and without
-        `params`.
+      ValueError: for an argument out of range, and for trees that do not match.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
       >>> from prunadag_optax.methods import bregman
       >>> from prunadag_optax.methods.penalties import regularisers
       >>> loss = lambda x: jnp.sum((x - jnp.array([3.0, 0.1, 0.0, -2.0])) ** 2) / 2
-      >>> tx = bregman.bregman(optax.sgd(0.1), regularisers.l1(1.0))
+      >>> tx = bregman.linearised_bregman(optax.sgd(0.1), regularisers.l1(1.0))
       >>> x = jnp.zeros(4)
       >>> state = tx.init(x)
       >>> for _ in range(100):
@@ -145,10 +147,10 @@ def bregman(
       L. Bungert, T. Roith, D. Tenbrinck, M. Burger, A Bregman learning framework for
       sparse neural networks, JMLR 23(192) (2022) 1-43.
     """
+    check_regulariser(regulariser)
     checks.scalar("delta", delta, above=0)
-    if not callable(strength):
-        checks.scalar("strength", strength, least=0)
-    elif adaptive is not None:
+    checks.scalar_or_schedule("strength", strength, least=0)
+    if callable(strength) and adaptive is not None:
         raise ValueError(
             "strength must be a number >= 0 where a Controller changes it; got the "
             f"schedule {strength!r}."
@@ -157,11 +159,7 @@ def bregman(
         _check_controller(adaptive)
     extended = optax.with_extra_args_support(base)
 
-    def init_fn(params: optax.Params) -> Any:
-        checks.real_leaves("params", params)
-        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
-            # v depends on the values; of shapes alone there is a state of shapes.
-            return jax.eval_shape(init_fn, params)
+    def init(params: optax.Params) -> BregmanState:
         x = jax.tree.map(working, params)
         # A copy: an injected strength is in the state of `inject_hyperparams`, too.
         start = jnp.array(
@@ -171,7 +169,7 @@ def bregman(
         dual = jax.tree.map(
             lambda x, p: (x / delta + start * p).astype(x.dtype),
             x,
-            _subgradient(regulariser, x),
+            jax.grad(regulariser.value)(x),
         )
         controller = None
         if adaptive is not None:
@@ -185,40 +183,26 @@ def bregman(
             jnp.zeros([], jnp.int32), dual, extended.init(x), start, controller
         )
 
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> Any:
-        if params is None:
-            raise ValueError(checks.NO_PARAMS_MSG)
-        checks.real_leaves("params", params)
-        checks.real_leaves("updates", updates)
-        checks.same_trees("updates", updates, "params", params)
-        checks.same_shapes("state.dual", state.dual, "params", params)
+    def update(updates, state, params, **extra_args):
         gradients, x = (jax.tree.map(working, tree) for tree in (updates, params))
         steps, inner = extended.update(gradients, state.base, x, **extra_args)
         dual = jax.tree.map(lambda v, u: v + u.astype(v.dtype), state.dual, steps)
-        now = value_at(strength, state.count)
-        now = jnp.asarray(
-            now if adaptive is None else state.strength, state.strength.dtype
-        )
-        moved = regulariser.prox(
-            jax.tree.map(lambda v: (delta * v).astype(v.dtype), dual), delta * now
-        )
-        moved = jax.tree.map(lambda w, x: w.astype(jnp.result_type(x)), moved, params)
+        now = value_at(strength, state.count) if adaptive is None else state.strength
+        now = jnp.asarray(now, state.strength.dtype)
+        scaled = jax.tree.map(lambda v: (delta * v).astype(v.dtype), dual)
+        # In the parameters' dtypes, in which the controller is to count zeros.
+        moved = cast_like(regulariser.prox(scaled, delta * now), params)
         count = optax.safe_increment(state.count)
         controller = state.controller
         if adaptive is not None:
             now, controller = _controlled(
-                adaptive, count, now, controller, _regularised(regulariser, moved)
+                adaptive, count, now, controller, regulariser.covered(moved)
             )
         # Where the new weight is zero this is -x, and x + (-x) is exactly zero.
-        moves = jax.tree.map(lambda w, x: w - x, moved, params)
+        moves = jax.tree.map(jnp.subtract, moved, params)
         return moves, BregmanState(count, dual, inner, now, controller)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return checked(init, update, like_params="dual")
 
 
 def linbreg(
@@ -243,18 +227,14 @@ def linbreg(
 
     Args:
       learning_rate: tau >= 0, number or schedule count -> value.
-      regulariser: R, from `prunadag_optax.methods.regularisers`.
-      delta: > 0, the length of a step of W for one of v.
+      regulariser: R, a convex `Regulariser`.
+      delta: as in `linearised_bregman`.
       momentum: mu in [0, 1), of an average of steps; None: no average.
-      strength: s >= 0, a factor on the regulariser: number or schedule count -> value;
-        with `adaptive` the number to start from.
-      adaptive: the `Controller` that sets s; None: nothing does.
+      strength: as in `linearised_bregman`.
+      adaptive: as in `linearised_bregman`.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` with `BregmanState`; see `bregman`.
-
-    Raises:
-      ValueError: as `bregman`.
+      As `linearised_bregman`, with its errors.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -273,13 +253,15 @@ def linbreg(
     References:
       Bungert et al. (2022), algorithms 1 and 2.
     """
-    _check_rate(learning_rate)
+    checks.scalar_or_schedule("learning_rate", learning_rate, least=0)
     if momentum is not None:
         checks.scalar("momentum", momentum, least=0, below=1)
     base = optax.scale_by_learning_rate(learning_rate)
     if momentum is not None:
         base = optax.chain(base, optax.ema(momentum, debias=False))
-    return bregman(base, regulariser, delta=delta, strength=strength, adaptive=adaptive)
+    return linearised_bregman(
+        base, regulariser, delta=delta, strength=strength, adaptive=adaptive
+    )
 
 
 def adabreg(
@@ -306,20 +288,16 @@ def adabreg(
 
     Args:
       learning_rate: tau >= 0, number or schedule count -> value.
-      regulariser: R, from `prunadag_optax.methods.regularisers`.
+      regulariser: R, a convex `Regulariser`.
       b1: decay of m, in [0, 1).
       b2: decay of q, in [0, 1).
       eps: epsilon >= 0.
-      delta: > 0, the length of a step of W for one of v.
-      strength: s >= 0, a factor on the regulariser: number or schedule count -> value;
-        with `adaptive` the number to start from.
-      adaptive: the `Controller` that sets s; None: nothing does.
+      delta: as in `linearised_bregman`.
+      strength: as in `linearised_bregman`.
+      adaptive: as in `linearised_bregman`.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` with `BregmanState`; see `bregman`.
-
-    Raises:
-      ValueError: as `bregman`.
+      As `linearised_bregman`, with its errors.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -333,12 +311,14 @@ def adabreg(
     References:
       Bungert et al. (2022), algorithm 3.
     """
-    _check_rate(learning_rate)
+    checks.scalar_or_schedule("learning_rate", learning_rate, least=0)
     checks.scalar("b1", b1, least=0, below=1)
     checks.scalar("b2", b2, least=0, below=1)
     checks.scalar("eps", eps, least=0)
     base = optax.adam(learning_rate, b1, b2, eps)
-    return bregman(base, regulariser, delta=delta, strength=strength, adaptive=adaptive)
+    return linearised_bregman(
+        base, regulariser, delta=delta, strength=strength, adaptive=adaptive
+    )
 
 
 def sparse_init(
@@ -348,7 +328,7 @@ def sparse_init(
     *,
     gain: float = 1.0,
     whole_kernels: bool = False,
-    where: masks.Where | None = None,
+    where: Where | None = None,
 ) -> optax.Params:
     r"""Few of the initial weights, scaled up: where a Bregman iteration starts.
 
@@ -366,7 +346,7 @@ def sparse_init(
         all weights between one input and one output channel, the last two axes, stay or
         go together.
       where: predicate (path, leaf) -> bool, True for the leaves to make sparse; None is
-        `regularisers.is_kernel`.
+        `masks.prunable`.
 
     Returns:
       Pytree like `params`, dtypes kept.
@@ -394,8 +374,6 @@ def sparse_init(
     keys = jax.random.split(key, max(1, len(paths_leaves)))
 
     def leaf(key, path, x):
-        if not (where or is_kernel)(path, x):
-            return x
         checks.real_leaf("params", path, x)
         x = jnp.asarray(x)
         shape = x.shape
@@ -405,47 +383,11 @@ def sparse_init(
         scaled = (gain / density**0.5 * working(x)).astype(x.dtype)
         return jnp.where(stays, scaled, jnp.zeros_like(x))
 
-    return treedef.unflatten(
-        [leaf(key, *row) for key, row in zip(keys, paths_leaves, strict=False)]
-    )
-
-
-def _subgradient(regulariser: Regulariser, params: optax.Params) -> Any:
-    """An element of the subdifferential of an even R, 0 where the parameters are 0."""
-    if not jax.tree.leaves(params):
-        return params
-
-    def gradient(x):
-        gradients = jax.grad(regulariser.value)(x)
-        # The derivative of a norm at 0 is 0/0; of its subgradients there, 0 is one.
-        return jax.tree.map(lambda g: jnp.where(jnp.isnan(g), 0, g), gradients)
-
-    # Of |x| at 0 jax has the derivative 1. The subdifferential is convex, and that at
-    # -x is minus that at x: the mean of two of its elements is 0 there.
-    negative = gradient(jax.tree.map(jnp.negative, params))
-    return jax.tree.map(lambda p, q: (p - q) / 2, gradient(params), negative)
-
-
-def _regularised(regulariser: Regulariser, params: optax.Params) -> Any:
-    """The parameters with None for the leaves that R leaves free.
-
-    These are the leaves that its proximal operator hands back as it got them.
-    """
-    same: list[bool] = []
-
-    def look(tree):
-        moved = regulariser.prox(tree, 1.0)
-        same[:] = [
-            a is b
-            for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(moved), strict=True)
-        ]
-        return moved
-
-    jax.eval_shape(look, params)
-    leaves, treedef = jax.tree.flatten(params)
-    return treedef.unflatten(
-        [None if free else leaf for leaf, free in zip(leaves, same, strict=True)]
-    )
+    leaves = [x for _, x in paths_leaves]
+    for i, sparse in enumerate(chosen(params, where)):
+        if sparse:
+            leaves[i] = leaf(keys[i], *paths_leaves[i])
+    return treedef.unflatten(leaves)
 
 
 def _controlled(
@@ -469,11 +411,6 @@ def _controlled(
 
     due = (count % controller.every == 0) & (count >= controller.warmup)
     return jax.lax.cond(due, change, lambda *same: same, strength, state)
-
-
-def _check_rate(learning_rate: Any) -> None:
-    if not callable(learning_rate):
-        checks.scalar("learning_rate", learning_rate, least=0)
 
 
 def _check_controller(controller: Any) -> None:

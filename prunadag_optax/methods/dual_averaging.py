@@ -19,9 +19,13 @@ import jax.numpy as jnp
 import optax
 
 from prunadag_optax._common import checks
-from prunadag_optax._common.dtypes import value_at, working
-from prunadag_optax.methods.penalties.regularisers import Regulariser, weighted_prox
-from prunadag_optax.methods.proximal import check_regulariser, copy
+from prunadag_optax._common.dtypes import cast_like, value_at, working
+from prunadag_optax._common.transformation import checked, find_state
+from prunadag_optax.methods.penalties.regularisers import (
+    Regulariser,
+    check_regulariser,
+    weighted_prox,
+)
 
 
 class DualAveragingState(NamedTuple):
@@ -62,7 +66,7 @@ def rmda(
 
     Args:
       learning_rate: eta >= 0, number or schedule count -> value, before `decay`.
-      regulariser: R, such as `proximal.group_lasso(1e-3)`. Leave weight decay out.
+      regulariser: R, such as `regularisers.l1(1e-3)`. Leave weight decay out.
       momentum: c in (0, 1], number or schedule count -> value: the share of the new
         point in the average. 1 does not average.
       milestones: the numbers of steps after which a new stage begins, rising.
@@ -79,16 +83,15 @@ def rmda(
       the point to read the structure from.
 
     Raises:
-      ValueError: for an argument out of range, by name; from `init` and `update` for
-        leaves that are not real floats, for trees that do not match, and without
-        `params`.
+      ValueError: naming the argument, or the leaf, that is not as it has to be.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
-      >>> from prunadag_optax.methods import dual_averaging, proximal
+      >>> from prunadag_optax.methods import dual_averaging
+      >>> from prunadag_optax.methods.penalties import regularisers
+      >>> penalty = regularisers.group_lasso(0.2)
       >>> target = jnp.array([[2.0, -2.0], [0.05, 0.0]])
       >>> loss = lambda x: jnp.sum((x - target) ** 2)
-      >>> penalty = proximal.group_lasso(0.2)
       >>> tx = dual_averaging.rmda(0.1, penalty, milestones=[100])
       >>> x = jnp.ones((2, 2))
       >>> state = tx.init(x)
@@ -104,15 +107,9 @@ def rmda(
       is that of Huang, Lee (2024).
     """
     return _dual_averaging(
-        learning_rate,
-        regulariser,
-        momentum,
-        None,
-        milestones,
-        decay,
-        growth,
-        accumulator_dtype,
-    )
+        learning_rate, regulariser, momentum, None,
+        milestones, decay, growth, accumulator_dtype,
+    )  # fmt: skip
 
 
 def ramda(
@@ -141,36 +138,27 @@ def ramda(
     multiplied by `decay`, and U starts again at zero.
 
     Args:
-      learning_rate: eta >= 0, number or schedule count -> value, before `decay`.
-      regulariser: R, such as `proximal.group_lasso(1e-3)`. Leave weight decay out.
-      momentum: c in (0, 1], number or schedule count -> value: the share of the new
-        point in the average. 1 does not average.
+      learning_rate: as in `rmda`.
+      regulariser: as in `rmda`.
+      momentum: c as in `rmda`, usually smaller.
       eps: epsilon > 0, the metric of weights that have had no gradient.
-      milestones: the numbers of steps after which a new stage begins, rising.
-      decay: gamma in (0, 1], the factor from stage to stage.
-      growth: how c grows to 1, as in `rmda`.
+      milestones: as in `rmda`.
+      decay: gamma in (0, 1], the factor of eta and epsilon from stage to stage.
+      growth: as in `rmda`.
       accumulator_dtype: dtype of V and U; None is each parameter's, at least float32.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` with `DualAveragingState`, as `rmda`.
-
-    Raises:
-      ValueError: as `rmda`.
+      As `rmda`: the transformation with `DualAveragingState`, and the errors.
 
     Examples:
-      >>> import jax, jax.numpy as jnp, optax
-      >>> from prunadag_optax.methods import dual_averaging, proximal
-      >>> target = jnp.array([[2.0, -2.0], [0.05, 0.0]])
-      >>> loss = lambda x: jnp.sum((x - target) ** 2)
-      >>> penalty = proximal.group_lasso(0.2)
-      >>> tx = dual_averaging.ramda(0.1, penalty, momentum=0.1, milestones=[100])
-      >>> x = jnp.ones((2, 2))
-      >>> state = tx.init(x)
-      >>> for _ in range(200):
-      ...     updates, state = tx.update(jax.grad(loss)(x), state, x)
-      ...     x = optax.apply_updates(x, updates)
-      >>> (dual_averaging.unaveraged(state, penalty) == 0).tolist()
-      [[False, False], [True, True]]
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax.methods import dual_averaging
+      >>> from prunadag_optax.methods.penalties import regularisers
+      >>> penalty = regularisers.l1(0.25)
+      >>> tx, x = dual_averaging.ramda(0.5, penalty), jnp.array([1.0, 0.25])
+      >>> _, state = tx.update(jnp.array([1.0, 0.1]), tx.init(x), x)
+      >>> [round(float(w), 3) for w in dual_averaging.unaveraged(state, penalty)]
+      [0.213, 0.0]
 
     References:
       Z.-S. Huang, C.-p. Lee, Regularized adaptive momentum dual averaging with an
@@ -179,15 +167,9 @@ def ramda(
     """
     checks.scalar("eps", eps, above=0)
     return _dual_averaging(
-        learning_rate,
-        regulariser,
-        momentum,
-        eps,
-        milestones,
-        decay,
-        growth,
-        accumulator_dtype,
-    )
+        learning_rate, regulariser, momentum, eps,
+        milestones, decay, growth, accumulator_dtype,
+    )  # fmt: skip
 
 
 def unaveraged(state: Any, regulariser: Regulariser) -> optax.Params:
@@ -210,8 +192,9 @@ def unaveraged(state: Any, regulariser: Regulariser) -> optax.Params:
 
     Examples:
       >>> import jax.numpy as jnp, optax
-      >>> from prunadag_optax.methods import dual_averaging, proximal
-      >>> penalty = proximal.l1(1.0)
+      >>> from prunadag_optax.methods import dual_averaging
+      >>> from prunadag_optax.methods.penalties import regularisers
+      >>> penalty = regularisers.l1(1.0)
       >>> tx, x = dual_averaging.rmda(0.5, penalty), jnp.array([1.0, 0.25])
       >>> _, state = tx.update(jnp.zeros(2), tx.init(x), x)
       >>> dual_averaging.unaveraged(state, penalty)
@@ -221,47 +204,25 @@ def unaveraged(state: Any, regulariser: Regulariser) -> optax.Params:
       Huang, Lee (2022), section 3: the active manifold is identified by this point.
     """
     check_regulariser(regulariser)
-
-    def is_own(node):
-        return isinstance(node, DualAveragingState)
-
-    own = [s for s in jax.tree.leaves(state, is_leaf=is_own) if is_own(s)]
-    if len(own) != 1:
-        raise ValueError(
-            "state must contain exactly one DualAveragingState; got "
-            f"{len(own)} in {jax.tree.structure(state)}."
-        )
-    return jax.tree.map(
-        lambda w, x: w.astype(jnp.result_type(x)),
-        _minimiser(own[0], regulariser),
-        own[0].initial,
-    )
+    own = find_state(state, DualAveragingState)
+    return cast_like(_minimiser(own, regulariser), own.initial)
 
 
 def _dual_averaging(
-    learning_rate,
-    regulariser,
-    momentum,
-    eps,
-    milestones,
-    decay,
-    growth,
-    accumulator_dtype,
-) -> optax.GradientTransformationExtraArgs:
+    learning_rate, regulariser, momentum, eps,
+    milestones, decay, growth, accumulator_dtype,
+) -> optax.GradientTransformationExtraArgs:  # fmt: skip
     """`ramda`, and with `eps` None `rmda`."""
     check_regulariser(regulariser)
-    if not callable(learning_rate):
-        checks.scalar("learning_rate", learning_rate, least=0)
-    if not callable(momentum):
-        checks.scalar("momentum", momentum, above=0, most=1)
+    checks.scalar_or_schedule("learning_rate", learning_rate, least=0)
+    checks.scalar_or_schedule("momentum", momentum, above=0, most=1)
     checks.scalar("decay", decay, above=0, most=1)
     checks.dtype("accumulator_dtype", accumulator_dtype)
     if growth is not None:
         checks.choice("growth", growth, ("final", "stages"))
-    milestones = _checked(milestones)
+    milestones = _rising(milestones)
 
-    def init_fn(params: optax.Params) -> Any:
-        checks.real_leaves("params", params)
+    def init(params: optax.Params) -> DualAveragingState:
         dtypes = [jnp.result_type(x) for x in jax.tree.leaves(params)]
         dtype = jnp.result_type(jnp.float32, *dtypes)
 
@@ -275,26 +236,15 @@ def _dual_averaging(
             count=jnp.zeros([], jnp.int32),
             stage_count=jnp.zeros([], jnp.int32),
             weight_sum=jnp.zeros([], dtype),
-            initial=copy(params),
+            # A copy: a donated state must not hold the caller's parameters.
+            initial=jax.tree.map(jnp.array, params),
             gradient_sum=zeros,
             square_sum=jax.tree.map(jnp.zeros_like, zeros) if adaptive else None,
             # A copy: an injected one is in the state of `inject_hyperparams`, too.
             eps=jnp.array(eps, dtype) if adaptive else None,
         )
 
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> Any:
-        del extra_args
-        if params is None:
-            raise ValueError(checks.NO_PARAMS_MSG)
-        checks.real_leaves("params", params)
-        checks.real_leaves("updates", updates)
-        checks.same_trees("updates", updates, "params", params)
-        checks.same_shapes("state.initial", state.initial, "params", params)
+    def update(updates, state, params, **_):
         dtype = state.weight_sum.dtype
         # The stage counts from 0; the factor is 1 in the first.
         stage = sum((state.count >= m for m in milestones), start=jnp.int32(0))
@@ -315,18 +265,16 @@ def _dual_averaging(
             share = jnp.where(stage == len(milestones), grown, share)
         # With share = 1 and w = 0 this is -x, and the parameter exactly 0.
         step = jax.tree.map(
-            lambda w, x: (share.astype(w.dtype) * (w - working(x))).astype(
-                jnp.result_type(x)
-            ),
+            lambda w, x: share.astype(w.dtype) * (w - working(x)),
             _minimiser(state, regulariser),
             params,
         )
         return step, state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return checked(init, update, like_params="initial")
 
 
-def _checked(milestones: Any) -> tuple[int, ...]:
+def _rising(milestones: Any) -> tuple[int, ...]:
     def is_count(value):
         return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 

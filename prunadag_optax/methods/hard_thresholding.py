@@ -15,19 +15,21 @@ import optax
 
 from prunadag_optax import masks
 from prunadag_optax._common import checks
-from prunadag_optax._common.dtypes import value_at, working
-from prunadag_optax._ranking import exact
+from prunadag_optax._common.dtypes import cast_like, value_at, working
+from prunadag_optax._common.leaves import ranked_together
+from prunadag_optax._common.transformation import checked
 from prunadag_optax._ranking.counts import target_count
+from prunadag_optax._ranking.exact import mask_by_groups
 from prunadag_optax._ranking.threshold import kth_largest_magnitude
 
 
 def hard_threshold(
-    tree: Any,
+    params: optax.Params,
     k: chex.Numeric,
     *,
     scope: str = "global",
     where: masks.Where | None = None,
-) -> Any:
+) -> optax.Params:
     r"""The k components with the largest magnitudes; zero in place of the others.
 
     .. math:: H_k(x) \in \arg\min_{\|z\|_0 \le k} \|z - x\|_2
@@ -36,16 +38,16 @@ def hard_threshold(
     the order of the leaves and row-major within a leaf, as in `masks`.
 
     Args:
-      tree: pytree of real floating arrays.
+      params: pytree of real floating arrays.
       k: a fraction of the components in (0, 1] as a float, or a count as an integer. A
         scalar array may be traced.
       scope: "global" takes the k largest of all leaves together; "leaf" those of each
         leaf, at most all of it.
       where: predicate (path, leaf) -> bool, False for leaves to leave as they are;
-        None: none.
+        None: `masks.prunable`.
 
     Returns:
-      Pytree like `tree`.
+      Pytree like `params`.
 
     Raises:
       ValueError: for an argument out of range, or a leaf that is no real float.
@@ -61,7 +63,7 @@ def hard_threshold(
       J. Fourier Anal. Appl. 14 (2008) 629-654.
     """
     _check(k, scope)
-    return masks.apply_mask(tree, _mask(tree, k, scope, where))
+    return masks.apply_mask(params, _mask(params, k, scope, where))
 
 
 class IterativeHardThresholdingState(NamedTuple):
@@ -99,8 +101,8 @@ def iterative_hard_thresholding(
       k: how many weights stay: a fraction in (0, 1] as a float, a count as an integer,
         or a schedule count -> value of either.
       scope: "global" keeps the k largest of all leaves together; "leaf" those of each.
-      where: predicate (path, leaf) -> bool, False for leaves never to prune, such as
-        biases; None: all leaves.
+      where: predicate (path, leaf) -> bool, False for leaves never to prune; None:
+        `masks.prunable`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with
@@ -109,9 +111,7 @@ def iterative_hard_thresholding(
       that stays moves exactly as the base moves it.
 
     Raises:
-      ValueError: for an argument out of range, by name; from `init` and `update` for
-        leaves that are not real floats, for trees that do not match, and without
-        `params`.
+      ValueError: naming an argument out of range, or trees that do not match.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -130,26 +130,15 @@ def iterative_hard_thresholding(
     _check(k, scope)
     extended = optax.with_extra_args_support(base)
 
-    def init_fn(params: optax.Params) -> Any:
-        checks.real_leaves("params", params)
+    def init(params: optax.Params) -> IterativeHardThresholdingState:
         start = jnp.zeros([], jnp.int32)
         return IterativeHardThresholdingState(start, extended.init(params))
 
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> Any:
-        if params is None:
-            raise ValueError(checks.NO_PARAMS_MSG)
-        checks.real_leaves("params", params)
-        checks.real_leaves("updates", updates)
-        checks.same_trees("updates", updates, "params", params)
+    def update(updates, state, params, **extra_args):
         steps, inner = extended.update(updates, state.base, params, **extra_args)
-        steps = jax.tree.map(lambda u, x: u.astype(jnp.result_type(x)), steps, params)
-        now = value_at(k, state.count)
-        mask = _mask(optax.apply_updates(params, steps), now, scope, where)
+        # What the loop would hold, rounded to its dtypes, is ranked.
+        moved = optax.apply_updates(params, cast_like(steps, params))
+        mask = _mask(moved, value_at(k, state.count), scope, where)
         # x + (-x) is exactly zero; a weight that stays takes the base's own step.
         held, _ = masks.keep_pruned(mask).update(
             steps, masks.KeepPrunedState(mask), params
@@ -157,7 +146,7 @@ def iterative_hard_thresholding(
         count = optax.safe_increment(state.count)
         return held, IterativeHardThresholdingState(count, inner)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return checked(init, update)
 
 
 class Stability(NamedTuple):
@@ -203,7 +192,7 @@ def stability(
       learning_rate: gamma > 0, of the gradient step before the thresholding.
       scope: "global", or "leaf" for a k of each leaf; then the worst leaf counts.
       where: predicate (path, leaf) -> bool, False for leaves that are not thresholded,
-        which only have a residual; None: all leaves are.
+        which only have a residual; None: `masks.prunable`.
 
     Returns:
       The `Stability`.
@@ -232,7 +221,7 @@ def stability(
         jnp.asarray(learning_rate * jnp.abs(working(leaf)))
         for leaf in jax.tree.leaves(gradients)
     ]
-    groups = _groups(params, scope, where)
+    groups = ranked_together(params, where, scope)
     inside = {i for group in groups for i in group}
     free = [_largest([u]) for i, u in enumerate(steps) if i not in inside]
     parts = [
@@ -271,7 +260,7 @@ def ht_stable(
       tolerance: the largest `Stability.residual` that is taken for 0, in units of the
         parameter. The margin has no tolerance.
       scope: "global" or "leaf".
-      where: predicate (path, leaf) -> bool; None: all leaves are thresholded.
+      where: predicate (path, leaf) -> bool, as for `stability`.
 
     Returns:
       Scalar bool array.
@@ -311,30 +300,13 @@ def _stability_of(leaves: list[Any], steps: list[Any], k: Any) -> Stability:
     )
 
 
-def _mask(tree: Any, k: Any, scope: str, where: masks.Where | None) -> Any:
+def _mask(params: Any, k: Any, scope: str, where: masks.Where | None) -> Any:
     """Pytree of bool, True on the k largest; None for leaves that are left out."""
-    paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    found: list[Any] = [None] * len(paths_leaves)
-    for group in _groups(tree, scope, where):
-        for i in group:
-            checks.real_leaf("tree", *paths_leaves[i])
-        members = [jnp.asarray(paths_leaves[i][1]) for i in group]
-        size = sum(leaf.size for leaf in members)
-        pruned = jnp.asarray(size - target_count(k, size))
-        kept = exact.keep_largest(members, pruned, [None] * len(group))
-        for i, mask in zip(group, kept, strict=True):
-            found[i] = mask
-    return treedef.unflatten(found)
-
-
-def _groups(tree: Any, scope: str, where: masks.Where | None) -> list[list[int]]:
-    """The leaves to threshold, by their numbers: those together that share one k."""
-    chosen = [
-        i
-        for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree))
-        if where is None or where(path, leaf)
-    ]
-    return [chosen] if scope == "global" else [[i] for i in chosen]
+    return mask_by_groups(
+        params,
+        ranked_together(params, where, scope),
+        lambda group, size: size - target_count(k, size),
+    )
 
 
 def _largest(leaves: list[jax.Array]) -> Any:

@@ -18,13 +18,15 @@ from jax.core import Tracer
 
 from prunadag_optax import masks
 from prunadag_optax._common import checks
-from prunadag_optax._ranking import counts, exact
+from prunadag_optax._common.leaves import ranked_together
+from prunadag_optax._ranking import counts
+from prunadag_optax._ranking.exact import mask_by_groups
 
 Fraction = float | Callable[[tuple[Any, ...], jax.Array], float]
 
 
 class Ticket(NamedTuple):
-    """A round of `lottery_ticket`.
+    """A round of `iterative_magnitude_pruning`.
 
     Attributes:
       mask: pytree of bool, True = weight of the ticket, None = not prunable.
@@ -39,28 +41,14 @@ class Ticket(NamedTuple):
     aux: Any
 
 
-def matrices(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-    """The default `where`: leaves with at least two axes, so no biases, no scales.
-
-    Args:
-      path: key path of the leaf, not read.
-      leaf: array.
-
-    Returns:
-      Whether the leaf is prunable.
-    """
-    del path
-    return jnp.ndim(leaf) > 1
-
-
-def lottery_ticket(
+def iterative_magnitude_pruning(
     train: Callable[[Any, Any], Any],
     params: optax.Params,
     *,
     rounds: int,
     fraction: Fraction = 0.2,
     scope: str = "global",
-    where: masks.Where = matrices,
+    where: masks.Where | None = None,
     rewind: Callable[[Any], Any] | None = None,
     mask: Any = None,
     has_aux: bool = False,
@@ -86,7 +74,8 @@ def lottery_ticket(
         function (path, leaf) -> p, with scope "leaf", gives each leaf its own.
       scope: "global" ranks all prunable leaves together; "leaf" prunes the share p of
         each.
-      where: predicate (path, leaf) -> bool, True for prunable leaves.
+      where: predicate (path, leaf) -> bool, True for prunable leaves; None:
+        `masks.prunable`.
       rewind: function theta_0 -> theta_k, the first k steps of dense training. None:
         k = 0.
       mask: m_0, to go on from an earlier round; None: all prunable weights.
@@ -108,7 +97,10 @@ def lottery_ticket(
       >>> def train(start, mask):
       ...     grown = {"kernel": 2 * start["kernel"], "bias": start["bias"] + 1}
       ...     return masks.apply_mask(grown, mask)
-      >>> for ticket in lt.lottery_ticket(train, params, rounds=2, fraction=0.5):
+      >>> tickets = lt.iterative_magnitude_pruning(
+      ...     train, params, rounds=2, fraction=0.5
+      ... )
+      >>> for ticket in tickets:
       ...     print(ticket.start["kernel"].ravel(), ticket.trained["kernel"].ravel())
       [ 1. -3.  2.  4.] [ 2. -6.  4.  8.]
       [ 0. -3.  0.  4.] [ 0. -6.  0.  8.]
@@ -151,7 +143,7 @@ def _tickets(
 def _check(params: Any, mask: Any, fraction: Any, scope: str) -> None:
     checks.choice("scope", scope, ("global", "leaf"))
     checks.mask(mask, params)
-    for path, leaf, keep in _leaves(params, mask)[0]:
+    for path, leaf, keep in _rows(params, mask):
         if keep is not None:
             checks.real_leaf("params", path, leaf)
     if not callable(fraction):
@@ -164,7 +156,7 @@ def _check(params: Any, mask: Any, fraction: Any, scope: str) -> None:
 
 
 def _check_pruned(trained: Any, mask: Any) -> None:
-    for path, leaf, keep in _leaves(trained, mask)[0]:
+    for path, leaf, keep in _rows(trained, mask):
         if keep is None or isinstance(leaf, Tracer) or isinstance(keep, Tracer):
             continue
         if bool(jnp.any(masks.nonzero(leaf) & ~keep)):
@@ -174,28 +166,32 @@ def _check_pruned(trained: Any, mask: Any) -> None:
             )
 
 
-def _leaves(tree: Any, mask: Any) -> tuple[list[tuple[Any, Any, Any]], Any]:
-    """(path, leaf, its mask or None) of every leaf, and how to put masks together."""
-    paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    spread = jax.tree.map(
+def _for_each_leaf(mask: Any, params: Any) -> Any:
+    """The mask, with a None for every leaf of a part for which it has one None."""
+    return jax.tree.map(
         lambda keep, part: jax.tree.map(lambda _: None, part) if keep is None else keep,
         mask,
-        tree,
+        params,
         is_leaf=lambda leaf: leaf is None,
     )
-    held = treedef.flatten_up_to(spread)
-    rows = [(path, leaf, m) for (path, leaf), m in zip(paths_leaves, held, strict=True)]
-    return rows, treedef
 
 
-def dense_mask(params: optax.Params, where: masks.Where = matrices) -> Any:
+def _rows(tree: Any, mask: Any) -> list[tuple[Any, Any, Any]]:
+    """(path, leaf, its mask or None) of every leaf."""
+    paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    held = treedef.flatten_up_to(_for_each_leaf(mask, tree))
+    return [(*one, keep) for one, keep in zip(paths_leaves, held, strict=True)]
+
+
+def dense_mask(params: optax.Params, where: masks.Where | None = None) -> Any:
     r"""The mask that keeps every weight.
 
     .. math:: m = 1
 
     Args:
       params: pytree of arrays.
-      where: predicate (path, leaf) -> bool, True for prunable leaves.
+      where: predicate (path, leaf) -> bool, True for prunable leaves; None:
+        `masks.prunable`.
 
     Returns:
       Pytree like `params`: bool arrays of True, None where `where` is False.
@@ -206,9 +202,7 @@ def dense_mask(params: optax.Params, where: masks.Where = matrices) -> Any:
       >>> lt.dense_mask({"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)})
       {'bias': None, 'kernel': Array([[ True,  True]], dtype=bool)}
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.ones(jnp.shape(x), bool) if where(path, x) else None, params
-    )
+    return masks.magnitude_mask(params, 0.0, where=where)
 
 
 def prune_remaining(
@@ -231,7 +225,7 @@ def prune_remaining(
       mask: pytree of bool like `params`, None for leaves that are not prunable. Where
         it is traced, p n_kept is computed in float32, and exact below 2^24.
       fraction: p in [0, 1), or a function (path, leaf) -> p with scope "leaf".
-      scope: "global" or "leaf", as in `lottery_ticket`.
+      scope: "global" or "leaf", as in `iterative_magnitude_pruning`.
 
     Returns:
       Pytree like `mask`.
@@ -247,31 +241,24 @@ def prune_remaining(
       [True, False, False, True]
     """
     _check(params, mask, fraction, scope)
-    rows, treedef = _leaves(params, mask)
-    found = [keep for *_, keep in rows]
-    chosen = [i for i, keep in enumerate(found) if keep is not None]
-    for group in [chosen] if scope == "global" else [[i] for i in chosen]:
+    rows = _rows(params, mask)
+
+    def pruned(group, size):
         share: Any = fraction
         if callable(fraction):
             path, leaf, _ = rows[group[0]]
             share = fraction(path, leaf)
             name = f"fraction({jax.tree_util.keystr(path)})"
             checks.scalar(name, share, least=0, below=1)
-        leaves = [jnp.asarray(rows[i][1]) for i in group]
-        held = [found[i] for i in group]
-        kept = exact.keep_largest(leaves, _pruned_count(held, share), held)
-        for i, keep in zip(group, kept, strict=True):
-            found[i] = keep
-    return treedef.unflatten(found)
+        dtype = counts.count_dtype(size)
+        each = (jnp.sum(rows[i][2], dtype=dtype) for i in group)
+        kept = sum(each, jnp.zeros((), dtype))
+        if isinstance(kept, Tracer) or checks.is_scalar_array(share):
+            return size - kept + jnp.round(share * kept).astype(dtype)
+        return size - int(kept) + round(float(share) * int(kept))
 
-
-def _pruned_count(held: list[jax.Array], share: Any) -> Any:
-    size = sum(keep.size for keep in held)
-    dtype = counts.count_dtype(size)
-    kept = sum((jnp.sum(keep, dtype=dtype) for keep in held), jnp.zeros((), dtype))
-    if isinstance(kept, Tracer) or checks.is_scalar_array(share):
-        return size - kept + jnp.round(share * kept).astype(dtype)
-    return size - int(kept) + round(float(share) * int(kept))
+    groups = ranked_together(params, masks.where_held(None, mask), scope)
+    return mask_by_groups(params, groups, pruned, _for_each_leaf(mask, params))
 
 
 def sparse_optimizer(

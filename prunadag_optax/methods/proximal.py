@@ -1,9 +1,9 @@
 """Proximal optimizers: a smooth step, then the proximal operator in its metric.
 
 `proxgen` makes one from any optax transformation that preconditions gradients;
-`prox_adam` and `prox_sgd` are those of Adam and of gradient descent. The operators on
-arrays and the regularisers of parameter trees have modules of their own and are found
-here, too.
+`prox_adam` and `prox_sgd` are those of Adam and of gradient descent. The penalties are
+in `prunadag_optax.methods.penalties`: regularisers of parameter trees, and proximal
+operators on arrays.
 """
 
 from collections.abc import Callable
@@ -15,35 +15,13 @@ import jax.numpy as jnp
 import optax
 
 from prunadag_optax._common import checks
-from prunadag_optax._common.dtypes import value_at, working
-from prunadag_optax.methods.penalties.operators import (
-    prox_group_lasso as prox_group_lasso,
-)
-from prunadag_optax.methods.penalties.operators import prox_group_mcp as prox_group_mcp
-from prunadag_optax.methods.penalties.operators import prox_k_support as prox_k_support
-from prunadag_optax.methods.penalties.operators import prox_l1 as prox_l1
-from prunadag_optax.methods.penalties.operators import prox_nuclear as prox_nuclear
-from prunadag_optax.methods.penalties.operators import (
-    weighted_prox_group_lasso as weighted_prox_group_lasso,
-)
-from prunadag_optax.methods.penalties.operators import (
-    weighted_prox_group_mcp as weighted_prox_group_mcp,
-)
-from prunadag_optax.methods.penalties.operators import (
-    weighted_prox_l1 as weighted_prox_l1,
-)
-from prunadag_optax.methods.penalties.regularisers import Regulariser as Regulariser
-from prunadag_optax.methods.penalties.regularisers import group_lasso as group_lasso
-from prunadag_optax.methods.penalties.regularisers import group_mcp as group_mcp
+from prunadag_optax._common.dtypes import cast_like, value_at, working
+from prunadag_optax._common.transformation import checked
 from prunadag_optax.methods.penalties.regularisers import (
-    group_sparsity as group_sparsity,
+    Regulariser,
+    check_regulariser,
+    weighted_prox,
 )
-from prunadag_optax.methods.penalties.regularisers import is_kernel as is_kernel
-from prunadag_optax.methods.penalties.regularisers import k_support as k_support
-from prunadag_optax.methods.penalties.regularisers import l1 as l1
-from prunadag_optax.methods.penalties.regularisers import nuclear as nuclear
-from prunadag_optax.methods.penalties.regularisers import weighted_prox as weighted_prox
-from prunadag_optax.methods.penalties.regularisers import zero as zero
 
 
 class ProxState(NamedTuple):
@@ -80,8 +58,8 @@ def proxgen(
 
     Args:
       learning_rate: eta >= 0, number or schedule count -> value.
-      regulariser: R, see `Regulariser`. One without a weighted operator is solved by
-        proximal-gradient steps, see `weighted_prox`.
+      regulariser: R, a `Regulariser`. One without a closed form in the metric is solved
+        by proximal-gradient steps, see `regularisers.weighted_prox`.
       direction: optax transformation whose updates are D^-1 m, such as
         `optax.scale_by_rms()`; None is `optax.scale_by_adam()`. Its state is held in at
         least float32.
@@ -97,16 +75,15 @@ def proxgen(
       zero it is exactly so.
 
     Raises:
-      ValueError: for an argument out of range, by name; from `init` and `update` for
-        leaves that are not real floats, for trees that do not match, and without
-        `params`.
+      ValueError: naming the argument or the leaf that is not as it has to be.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
       >>> from prunadag_optax.methods import proximal
+      >>> from prunadag_optax.methods.penalties import regularisers
       >>> tx = proximal.proxgen(
       ...     0.5,
-      ...     proximal.l1(0.5),
+      ...     regularisers.l1(0.5),
       ...     direction=optax.scale_by_rss(),
       ...     metric=lambda state: jax.tree.map(jnp.sqrt, state.sum_of_squares),
       ... )
@@ -130,30 +107,18 @@ def proxgen(
             relaxation=relaxation,
         )
     check_regulariser(regulariser)
-    if not callable(learning_rate):
-        checks.scalar("learning_rate", learning_rate, least=0)
-    if not (relaxation is None or callable(relaxation)):
-        checks.scalar("relaxation", relaxation, above=0, most=1)
+    checks.scalar_or_schedule("learning_rate", learning_rate, least=0)
+    if relaxation is not None:
+        checks.scalar_or_schedule("relaxation", relaxation, above=0, most=1)
     checks.scalar("weight_decay", weight_decay, least=0)
 
-    def init_fn(params: optax.Params) -> Any:
-        checks.real_leaves("params", params)
-        point = None if relaxation is None else copy(params)
-        inner = direction.init(jax.tree.map(_wide, params))
+    def init(params: optax.Params) -> ProxState:
+        # A copy: a donated state must not hold the caller's parameters.
+        point = None if relaxation is None else jax.tree.map(jnp.array, params)
+        inner = direction.init(jax.tree.map(working, params))
         return ProxState(jnp.zeros([], jnp.int32), inner, point)
 
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> Any:
-        del extra_args
-        if params is None:
-            raise ValueError(checks.NO_PARAMS_MSG)
-        checks.real_leaves("params", params)
-        checks.real_leaves("updates", updates)
-        checks.same_trees("updates", updates, "params", params)
+    def update(updates, state, params, **_):
         rate, share = (value_at(f, state.count) for f in (learning_rate, relaxation))
         x = jax.tree.map(working, params)
         smooth, inner = direction.update(
@@ -169,11 +134,10 @@ def proxgen(
         step, point = jax.tree.map(_to_point, x, step, half, z), None
         if relaxation is not None:
             step = jax.tree.map(lambda s: share * s, step)
-            point = jax.tree.map(lambda z, x: z.astype(jnp.result_type(x)), z, params)
-        step = jax.tree.map(lambda s, x: s.astype(jnp.result_type(x)), step, params)
+            point = cast_like(z, params)
         return step, ProxState(optax.safe_increment(state.count), inner, point)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return checked(init, update)
 
 
 def prox_adam(
@@ -212,17 +176,15 @@ def prox_adam(
       relaxation: see `proxgen`.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` with `ProxState`, see `proxgen`.
-
-    Raises:
-      ValueError: for an argument out of range; see `proxgen`.
+      What `proxgen` returns; it raises the same errors, too.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
       >>> from prunadag_optax.methods import proximal
+      >>> from prunadag_optax.methods.penalties import regularisers
       >>> target = jnp.array([[2.0, -2.0], [0.05, 0.0]])
       >>> loss = lambda x: jnp.sum((x - target) ** 2)
-      >>> tx = proximal.prox_adam(0.1, proximal.group_lasso(0.2))
+      >>> tx = proximal.prox_adam(0.1, regularisers.group_lasso(0.2))
       >>> x = jnp.ones((2, 2))
       >>> state = tx.init(x)
       >>> for _ in range(200):
@@ -281,15 +243,13 @@ def prox_sgd(
       relaxation: see `proxgen`.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` with `ProxState`, see `proxgen`.
-
-    Raises:
-      ValueError: for an argument out of range; see `proxgen`.
+      What `proxgen` returns; it raises the same errors, too.
 
     Examples:
       >>> import jax.numpy as jnp, optax
       >>> from prunadag_optax.methods import proximal
-      >>> tx = proximal.prox_sgd(0.5, proximal.l1(1.0))
+      >>> from prunadag_optax.methods.penalties import regularisers
+      >>> tx = proximal.prox_sgd(0.5, regularisers.l1(1.0))
       >>> x = jnp.array([1.0, 0.25])
       >>> updates, _ = tx.update(jnp.zeros(2), tx.init(x), x)
       >>> optax.apply_updates(x, updates)
@@ -309,47 +269,6 @@ def prox_sgd(
         weight_decay=weight_decay,
         relaxation=relaxation,
     )
-
-
-def check_regulariser(regulariser: Any) -> None:
-    """Raises a ValueError unless it is a `Regulariser`.
-
-    Args:
-      regulariser: what was given.
-
-    Raises:
-      ValueError: naming the value and what is allowed.
-    """
-    if not isinstance(regulariser, Regulariser):
-        raise ValueError(
-            "regulariser must be a Regulariser, such as proximal.group_lasso(1e-3); "
-            f"got {regulariser!r}."
-        )
-
-
-def copy(params: optax.Params) -> Any:
-    """Parameters for a state; without a copy, donating it would delete the caller's.
-
-    Args:
-      params: pytree of arrays, or of their shapes and dtypes.
-
-    Returns:
-      Pytree of arrays like `params`; zeros where only a shape is given.
-    """
-
-    def leaf(x):
-        is_shape = isinstance(x, jax.ShapeDtypeStruct)
-        return jnp.zeros_like(x) if is_shape else jnp.array(x)
-
-    return jax.tree.map(leaf, params)
-
-
-def _wide(x: Any) -> Any:
-    """An array in working precision, or the shape of one."""
-    if isinstance(x, jax.ShapeDtypeStruct):
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
-    return working(x)
 
 
 def _to_point(x: jax.Array, step: jax.Array, half: jax.Array, z: jax.Array):

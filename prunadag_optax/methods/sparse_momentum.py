@@ -16,10 +16,11 @@ import optax
 
 from prunadag_optax import masks
 from prunadag_optax._common import checks
-from prunadag_optax._common.dtypes import working
-from prunadag_optax._common.leaves import chosen
+from prunadag_optax._common.dtypes import cast_like
+from prunadag_optax._common.leaves import ranked_together
+from prunadag_optax._common.transformation import checked
 from prunadag_optax._core.variants import scores_of
-from prunadag_optax._ranking import counts
+from prunadag_optax._ranking.counts import one_in
 from prunadag_optax._ranking.threshold import at_least_kth
 
 
@@ -47,17 +48,14 @@ def active_gradients(
       compression: C >= 1, the number of prunable weights for each that stays. A scalar
         array may be traced; float32 then bounds how exact Q is.
       where: predicate (path, leaf) -> bool, True for the prunable leaves, which are
-        ranked together; the gradients of the others pass. None: all leaves with at
-        least two axes, so no biases and normalisation scales, or a tree that is one
-        array.
+        ranked together; the gradients of the others pass. None: `masks.prunable`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with `ActiveGradientsState`. Its
       `update` needs `params`.
 
     Raises:
-      ValueError: if `compression` is out of range; from `init` and `update` for leaves
-        that are not real floats, for trees that do not match, and without `params`.
+      ValueError: naming an argument out of range, or trees that do not match.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -73,38 +71,28 @@ def active_gradients(
     """
     checks.scalar("compression", compression, least=1)
 
-    def init_fn(params: optax.Params) -> Any:
-        checks.real_leaves("params", params)
+    def init(params: optax.Params) -> ActiveGradientsState:
+        del params
         return ActiveGradientsState(jnp.zeros((), jnp.float32))
 
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> Any:
+    def update(updates, state, params, **extra_args):
         del extra_args
-        if params is None:
-            raise ValueError(checks.NO_PARAMS_MSG)
-        checks.real_leaves("params", params)
-        checks.real_leaves("updates", updates)
-        checks.same_trees("updates", updates, "params", params)
         gradients, treedef = jax.tree.flatten(updates)
         scores = jax.tree.leaves(scores_of("taylor")(updates, params))
-        prunable = [i for i, member in enumerate(chosen(params, where)) if member]
+        [prunable] = ranked_together(params, where)
         size = sum(scores[i].size for i in prunable)
         if not size:
             return updates, state
         active, last = at_least_kth(
             [scores[i] for i in prunable],
-            [_active_count(compression, size)],
+            [one_in(compression, size)],
             state.threshold_hint,
         )
         for i, kept in zip(prunable, active, strict=True):
             gradients[i] = jnp.where(kept, gradients[i], 0)
         return treedef.unflatten(gradients), ActiveGradientsState(last)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return checked(init, update)
 
 
 def gsm(
@@ -138,7 +126,7 @@ def gsm(
         every weight, prunable or not; 1e-4 for residual networks, 5e-4 for LeNets.
       nesterov: whether to step along :math:`\eta x + B \circ g + \beta z_{t+1}`.
       where: predicate (path, leaf) -> bool, True for the prunable leaves; the others
-        are trained by momentum SGD. None: as in `active_gradients`.
+        are trained by momentum SGD. None: `masks.prunable`.
       accumulator_dtype: dtype of z, as a `jnp.dtype` or a name; None keeps the
         parameters'. Use "float32" for half-precision parameters.
 
@@ -147,9 +135,7 @@ def gsm(
       returns updates in the parameters' dtypes.
 
     Raises:
-      ValueError: for an argument out of range, by name; from `init` and `update` for
-        leaves that are not real floats, for trees that do not match, and without
-        `params`.
+      ValueError: naming an argument out of range, or trees that do not match.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -170,29 +156,14 @@ def gsm(
     References:
       Ding et al. (2019), equations (6)-(8), algorithm 1.
     """
-    if not callable(learning_rate):
-        checks.scalar("learning_rate", learning_rate, least=0)
+    checks.scalar_or_schedule("learning_rate", learning_rate, least=0)
     checks.scalar("momentum", momentum, least=0, below=1)
-    if not callable(weight_decay):
-        checks.scalar("weight_decay", weight_decay, least=0)
+    checks.scalar_or_schedule("weight_decay", weight_decay, least=0)
     checks.dtype("accumulator_dtype", accumulator_dtype)
     return optax.chain(
         active_gradients(compression, where=where),
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),
-        optax.stateless(_cast_like),
+        # An accumulator or a traced number of more precision makes updates of more.
+        optax.stateless(cast_like),
     )
-
-
-def _active_count(compression: Any, size: int) -> jax.Array:
-    """Q = floor(n / C), at least 1."""
-    dtype = counts.count_dtype(size)
-    if checks.is_scalar_array(compression):
-        count = jnp.floor(size / working(compression))
-        return jnp.clip(count.astype(dtype), 1, size)
-    return jnp.asarray(max(1, int(size / compression)), dtype)
-
-
-def _cast_like(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-    # An accumulator or a traced number of more precision makes updates of more.
-    return jax.tree.map(lambda u, x: u.astype(jnp.result_type(x)), updates, params)

@@ -1,9 +1,9 @@
-"""Proximal operators on arrays, plain and in a diagonal metric.
+"""Proximal operators on arrays, in the Euclidean or a diagonal metric.
 
 All have one signature: the point, the penalty's own arguments, then `scaling`, the
-factor (a step size) on the penalty; the weighted ones take the metric after the point.
-They are pure functions that compute in at least float32, return the dtype they are
-given, and make exact zeros.
+factor (a step size) on the penalty, and the `metric` where there is a closed form in
+one. They are pure functions that compute in at least float32, return the dtype they
+are given, and make exact zeros. A ValueError names the argument that is out of range.
 
 A group operator is told by `axis` which axis (or axes) numbers the groups: all entries
 that share an index there are one group. In a Flax kernel [..., in, out] axis -2 makes
@@ -11,6 +11,7 @@ one group of all weights of an input channel, axis -1 one of an output channel.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -19,8 +20,8 @@ import jax.numpy as jnp
 import optax
 
 from prunadag_optax._common import checks
-from prunadag_optax._common.dtypes import working
-from prunadag_optax.methods import frank_wolfe
+from prunadag_optax._common.dtypes import cast_like, working
+from prunadag_optax.methods import balls
 from prunadag_optax.methods.penalties.dual_ball import dual_projection, remainder
 from prunadag_optax.methods.penalties.groups import (
     Axis,
@@ -36,41 +37,13 @@ MARGIN = 1.01
 
 
 def prox_l1(
-    x: jax.Array, strength: chex.Numeric = 1.0, scaling: chex.Numeric = 1.0
-) -> jax.Array:
-    r"""Soft threshold, the proximal operator of the l1 norm.
-
-    .. math::
-      \arg\min_z \tfrac12 \|z - x\|^2 + \eta \lambda \|z\|_1
-      = \mathrm{sign}(x) (|x| - \eta \lambda)_+
-
-    Args:
-      x: array of any shape.
-      strength: lambda >= 0, number or scalar array.
-      scaling: eta >= 0, number or scalar array.
-
-    Returns:
-      Array like `x`.
-
-    Raises:
-      ValueError: for an argument out of range; the message names it.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
-      >>> proximal.prox_l1(jnp.array([3.0, -1.0, 0.5]), 1.0)
-      Array([2., 0., 0.], dtype=float32)
-    """
-    return weighted_prox_l1(x, jnp.ones_like(x), strength, scaling)
-
-
-def weighted_prox_l1(
     x: jax.Array,
-    metric: jax.Array,
     strength: chex.Numeric = 1.0,
     scaling: chex.Numeric = 1.0,
+    *,
+    metric: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Soft threshold in a diagonal metric.
+    r"""Soft threshold, the proximal operator of the l1 norm.
 
     .. math::
       \arg\min_z \tfrac12 \sum_i d_i (z_i - x_i)^2 + \eta \lambda \|z\|_1
@@ -78,30 +51,29 @@ def weighted_prox_l1(
 
     Args:
       x: array of any shape.
-      metric: d >= 0, array of that shape; where d = 0 the result is 0.
       strength: lambda >= 0, number or scalar array.
       scaling: eta >= 0, number or scalar array.
+      metric: d >= 0, array of that shape; where d = 0 the result is 0. None is d = 1.
 
     Returns:
       Array like `x`.
 
-    Raises:
-      ValueError: for an argument out of range; the message names it.
-
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
-      >>> x, metric = jnp.array([3.0, -1.0]), jnp.array([1.0, 4.0])
-      >>> proximal.weighted_prox_l1(x, metric, 2.0)
+      >>> from prunadag_optax.methods.penalties import operators
+      >>> operators.prox_l1(jnp.array([3.0, -1.0, 0.5]), 1.0)
+      Array([2., 0., 0.], dtype=float32)
+      >>> operators.prox_l1(jnp.array([3.0, -1.0]), 2.0, metric=jnp.array([1.0, 4.0]))
       Array([ 1. , -0.5], dtype=float32)
     """
-    _check(strength, scaling)
-    given, x, d = x, working(x), working(metric)
-    lam = _threshold(strength, scaling, x)
-    moved = jnp.sign(x) * (jnp.abs(x) - lam / d)
-    # |x| d <= lam, not |x| <= lam / d: a metric of zero is no division by zero.
-    z = jnp.where(jnp.abs(x) * d <= lam, 0, moved)
-    return jnp.where(lam == 0, x, z).astype(jnp.result_type(given))
+
+    def minimise(x, lam):
+        d = jnp.ones_like(x) if metric is None else working(metric)
+        moved = jnp.sign(x) * (jnp.abs(x) - lam / d)
+        # |x| d <= lam, not |x| <= lam / d: a metric of zero is no division by zero.
+        return jnp.where(jnp.abs(x) * d <= lam, 0, moved)
+
+    return _minimiser(minimise, x, strength, scaling)
 
 
 def prox_group_lasso(
@@ -109,33 +81,34 @@ def prox_group_lasso(
     strength: chex.Numeric = 1.0,
     scaling: chex.Numeric = 1.0,
     *,
+    metric: jax.Array | None = None,
     axis: Axis = -2,
     reweight: bool = True,
 ) -> jax.Array:
     r"""Block soft threshold, the proximal operator of the group lasso.
 
     .. math::
-      \arg\min_z \tfrac12 \|z - x\|^2 + \eta \sum_g \lambda_g \|z_g\|_2, \quad
-      z_g = x_g (1 - \eta \lambda_g / \|x_g\|)_+
+      \arg\min_z \tfrac12 \sum_i d_i (z_i - x_i)^2 + \eta \sum_g \lambda_g \|z_g\|_2
+
+    This is :math:`x_g (1 - \eta \lambda_g / \|x_g\|)_+` where d = 1; see
+    `prox_group_mcp`, of which it is the case of an infinite gamma.
 
     Args:
       x: array with the axes named in `axis`.
       strength: lambda >= 0, number or scalar array.
       scaling: eta >= 0, number or scalar array.
+      metric: d >= 0, array of the shape of `x`; None is d = 1.
       axis: the axis or axes that number the groups; () makes one group of all.
       reweight: lambda_g = lambda sqrt(group size), else lambda.
 
     Returns:
       Array like `x`.
 
-    Raises:
-      ValueError: for an argument out of range; the message names it.
-
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
+      >>> from prunadag_optax.methods.penalties import operators
       >>> kernel = jnp.array([[3.0, 4.0], [0.3, 0.4]])
-      >>> proximal.prox_group_lasso(kernel, 1.0, reweight=False)
+      >>> operators.prox_group_lasso(kernel, 1.0, reweight=False)
       Array([[2.4, 3.2],
              [0. , 0. ]], dtype=float32)
 
@@ -143,58 +116,9 @@ def prox_group_lasso(
       M. Yuan, Y. Lin, Model selection and estimation in regression with grouped
       variables, J. R. Stat. Soc. B 68 (2006) 49-67.
     """
-    _check(strength, scaling)
-    return _plain(x, strength, None, scaling, axis, reweight)
-
-
-def weighted_prox_group_lasso(
-    x: jax.Array,
-    metric: jax.Array,
-    strength: chex.Numeric = 1.0,
-    scaling: chex.Numeric = 1.0,
-    *,
-    axis: Axis = -2,
-    reweight: bool = True,
-) -> jax.Array:
-    r"""The proximal operator of the group lasso in a diagonal metric.
-
-    .. math::
-      \arg\min_z \tfrac12 \sum_i d_i (z_i - x_i)^2
-      + \eta \sum_g \lambda_g \|z_g\|_2
-
-    A group is zero where :math:`\|d x\| \le \eta \lambda_g`; elsewhere
-    :math:`z_i = d_i \theta x_i / (d_i \theta + \eta \lambda_g)` with the theta = ||z||
-    at which :math:`\sum_i (d_i x_i / (d_i \theta + \eta \lambda_g))^2 = 1`, found to
-    rounding by a fixed number of Newton steps.
-
-    Args:
-      x: array with the axes named in `axis`.
-      metric: d >= 0, array of the shape of `x`.
-      strength: lambda >= 0, number or scalar array.
-      scaling: eta >= 0, number or scalar array.
-      axis: the axis or axes that number the groups; () makes one group of all.
-      reweight: lambda_g = lambda sqrt(group size), else lambda.
-
-    Returns:
-      Array like `x`.
-
-    Raises:
-      ValueError: for an argument out of range; the message names it.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
-      >>> x, metric = jnp.array([[3.0, 4.0]]), jnp.array([[2.0, 2.0]])
-      >>> z = proximal.weighted_prox_group_lasso(x, metric, 5.0, reweight=False)
-      >>> [round(float(x), 3) for x in z.ravel()]
-      [1.5, 2.0]
-
-    References:
-      T. Deleu, Y. Bengio, Structured sparsity inducing adaptive optimizers for deep
-      learning, arXiv:2102.03869 (2021).
-    """
-    _check(strength, scaling)
-    return _weighted(x, metric, strength, None, scaling, axis, reweight)
+    return prox_group_mcp(
+        x, strength, math.inf, scaling, metric=metric, axis=axis, reweight=reweight
+    )
 
 
 def prox_group_mcp(
@@ -203,72 +127,27 @@ def prox_group_mcp(
     gamma: chex.Numeric,
     scaling: chex.Numeric = 1.0,
     *,
+    metric: jax.Array | None = None,
     axis: Axis = -2,
     reweight: bool = True,
 ) -> jax.Array:
     r"""The proximal operator of the group MCP, a group lasso that large groups escape.
 
     .. math::
-      \arg\min_z \tfrac12 \|z - x\|^2 + \eta \sum_g p_g(\|z_g\|_2), \quad
+      \arg\min_z \tfrac12 \sum_i d_i (z_i - x_i)^2 + \eta \sum_g p_g(\|z_g\|_2), \quad
       p_g(u) = \lambda_g u - \frac{u^2}{2 \gamma} \text{ for } u \le \gamma \lambda_g,
       \text{ else } \tfrac12 \gamma \lambda_g^2
 
-    .. math::
-      z_g = x_g \min \Bigl( 1, \frac{\gamma}{\gamma - \eta}
-      \bigl( 1 - \eta \lambda_g / \|x_g\| \bigr)_+ \Bigr)
-
-    Only for gamma > eta is the problem convex; a smaller gamma is raised to 1.01 eta.
-
-    Args:
-      x: array with the axes named in `axis`.
-      strength: lambda >= 0, number or scalar array.
-      gamma: > 0, number or scalar array; infinity makes it the group lasso.
-      scaling: eta >= 0, number or scalar array.
-      axis: the axis or axes that number the groups; () makes one group of all.
-      reweight: lambda_g = lambda sqrt(group size), else lambda.
-
-    Returns:
-      Array like `x`.
-
-    Raises:
-      ValueError: for an argument out of range; the message names it.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
-      >>> kernel = jnp.array([[3.0, 4.0], [0.9, 1.2], [0.3, 0.4]])
-      >>> z = proximal.prox_group_mcp(kernel, 1.0, 3.0, reweight=False)
-      >>> [round(float(x), 3) for x in z.ravel()]
-      [3.0, 4.0, 0.45, 0.6, 0.0, 0.0]
-
-    References:
-      C.-H. Zhang, Nearly unbiased variable selection under minimax concave penalty,
-      Ann. Stat. 38 (2010) 894-942.
-    """
-    _check(strength, scaling)
-    _check_gamma(gamma)
-    return _plain(x, strength, 1 / gamma, scaling, axis, reweight)
-
-
-def weighted_prox_group_mcp(
-    x: jax.Array,
-    metric: jax.Array,
-    strength: chex.Numeric,
-    gamma: chex.Numeric,
-    scaling: chex.Numeric = 1.0,
-    *,
-    axis: Axis = -2,
-    reweight: bool = True,
-) -> jax.Array:
-    r"""The proximal operator of the group MCP in a diagonal metric.
+    A group with :math:`\|d x\| \le \eta \lambda_g` becomes zero, one beyond
+    :math:`\gamma \lambda_g` is left alone. Between them, with :math:`\theta = \|z\|`,
 
     .. math::
-      \arg\min_z \tfrac12 \sum_i d_i (z_i - x_i)^2 + \eta \sum_g p_g(\|z_g\|_2)
+      z_i = \frac{d_i \theta}{(d_i - \eta / \gamma) \theta + \eta \lambda_g} x_i, \quad
+      \sum_i \Bigl( \frac{d_i x_i}{(d_i - \eta / \gamma) \theta + \eta \lambda_g}
+      \Bigr)^2 = 1.
 
-    with the p_g of `prox_group_mcp`. A group beyond gamma lambda_g is left alone, one
-    with :math:`\|d x\| \le \eta \lambda_g` is zero, and between
-    :math:`z_i = d_i \theta x_i / ((d_i - \eta / \gamma) \theta + \eta \lambda_g)`, with
-    theta = ||z|| as in `weighted_prox_group_lasso`.
+    With d = 1 this is :math:`\theta = (\|x\| - \eta \lambda_g) / (1 - \eta / \gamma)`;
+    otherwise theta is found to rounding by a fixed number of Newton steps.
 
     A group's problem is convex if :math:`\gamma \min_i d_i > \eta`. Where it is not, as
     for weights whose gradients have always been zero, that group's gamma is raised to
@@ -277,33 +156,55 @@ def weighted_prox_group_mcp(
 
     Args:
       x: array with the axes named in `axis`.
-      metric: d >= 0, array of the shape of `x`.
       strength: lambda >= 0, number or scalar array.
       gamma: > 0, number or scalar array; infinity makes it the group lasso.
       scaling: eta >= 0, number or scalar array.
-      axis: the axis or axes that number the groups; () makes one group of all.
-      reweight: lambda_g = lambda sqrt(group size), else lambda.
+      metric: as in `prox_group_lasso`.
+      axis: as in `prox_group_lasso`.
+      reweight: as in `prox_group_lasso`.
 
     Returns:
       Array like `x`.
 
-    Raises:
-      ValueError: for an argument out of range; the message names it.
-
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
-      >>> x, metric = jnp.array([[3.0, 4.0], [0.3, 0.4]]), jnp.ones((2, 2))
-      >>> proximal.weighted_prox_group_mcp(x, metric, 1.0, 3.0, reweight=False)
-      Array([[3., 4.],
-             [0., 0.]], dtype=float32)
+      >>> from prunadag_optax.methods.penalties import operators
+      >>> kernel = jnp.array([[3.0, 4.0], [0.9, 1.2], [0.3, 0.4]])
+      >>> z = operators.prox_group_mcp(kernel, 1.0, 3.0, reweight=False)
+      >>> [round(float(x), 3) for x in z.ravel()]
+      [3.0, 4.0, 0.45, 0.6, 0.0, 0.0]
 
     References:
-      Deleu, Bengio (2021); Zhang (2010).
+      C.-H. Zhang, Nearly unbiased variable selection under minimax concave penalty,
+      Ann. Stat. 38 (2010) 894-942. In a metric: T. Deleu, Y. Bengio, Structured
+      sparsity inducing adaptive optimizers for deep learning, arXiv:2102.03869 (2021).
     """
-    _check(strength, scaling)
-    _check_gamma(gamma)
-    return _weighted(x, metric, strength, 1 / gamma, scaling, axis, reweight)
+    check_gamma(gamma)
+    concave = not (checks.is_number(gamma) and gamma == math.inf)
+
+    def minimise(x, lam):
+        lam = lam * group_weight(x.shape, axis, reweight)
+        d = jnp.ones_like(x) if metric is None else working(metric)
+        # What the penalty's own curvature takes off the metric, eta / gamma.
+        bend = jnp.zeros_like(lam)
+        if concave:
+            least = jnp.min(d, axis=group_axes(x.shape, axis), keepdims=True)
+            bend = jnp.minimum(_product(1 / gamma, scaling, x), least / MARGIN)
+        b = jnp.abs(d * x)
+        norm = group_norms(b, axis)
+        if metric is None:
+            share = (1 - lam / jnp.where(norm == 0, 1, norm)) / (1 - bend)
+        else:
+            positive = jnp.where(lam == 0, 1, lam)
+            theta = secular_root(b, norm, d - bend, positive, axis)
+            share = d * theta / ((d - bend) * theta + positive)
+        z = jnp.where(norm <= lam, 0, x * share)
+        if concave:
+            # ||x|| > gamma lambda, in terms that stay finite where gamma is not.
+            z = jnp.where(group_norms(x, axis) * bend > lam, x, z)
+        return z
+
+    return _minimiser(minimise, x, strength, scaling)
 
 
 def prox_nuclear(
@@ -322,15 +223,12 @@ def prox_nuclear(
       scaling: eta >= 0, number or scalar array.
 
     Returns:
-      Array like `x`.
-
-    Raises:
-      ValueError: for an argument out of range or an array with fewer axes.
+      Array like `x`, of lower rank.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
-      >>> proximal.prox_nuclear(jnp.diag(jnp.array([3.0, 1.0])), 2.0)
+      >>> from prunadag_optax.methods.penalties import operators
+      >>> operators.prox_nuclear(jnp.diag(jnp.array([3.0, 1.0])), 2.0)
       Array([[1., 0.],
              [0., 0.]], dtype=float32)
 
@@ -338,14 +236,12 @@ def prox_nuclear(
       J.-F. Cai, E. J. Candes, Z. Shen, A singular value thresholding algorithm for
       matrix completion, SIAM J. Optim. 20 (2010) 1956-1982, theorem 2.1.
     """
-    _check(strength, scaling)
-    given, x = x, working(x)
-    if not x.size:
-        return given
-    lam = _threshold(strength, scaling, x)
-    u, sigma, v = jnp.linalg.svd(as_matrix(x), full_matrices=False)
-    z = (u * jnp.maximum(sigma - lam, 0)[None]) @ v
-    return jnp.where(lam == 0, x, z.reshape(x.shape)).astype(jnp.result_type(given))
+
+    def minimise(x, lam):
+        u, sigma, v = jnp.linalg.svd(as_matrix(x), full_matrices=False)
+        return ((u * jnp.maximum(sigma - lam, 0)[None]) @ v).reshape(x.shape)
+
+    return _minimiser(minimise, x, strength, scaling)
 
 
 def as_matrix(x: jax.Array) -> jax.Array:
@@ -378,8 +274,8 @@ def prox_k_support(
     .. math::
       \arg\min_z \tfrac12 \|z - x\|^2 + \eta \lambda \|z\|_k^{sp}
 
-    The norm is `frank_wolfe.k_support_norm`; its dual is the Euclidean norm of the k
-    largest magnitudes, and x - z is the projection of x on that norm's ball with radius
+    The norm is `balls.k_support_norm`; its dual is the Euclidean norm of the k largest
+    magnitudes, and x - z is the projection of x on that norm's ball with radius
     eta lambda. Magnitudes a_i become :math:`\min(a_i, \max(c, f a_i))` there: the
     largest shrink by one factor f, those below the plateau c stay (so z is 0), and c
     and f < 1 follow from a root of one variable. k = 1 is `prox_l1`; k = n is
@@ -394,13 +290,10 @@ def prox_k_support(
     Returns:
       Pytree like `x`.
 
-    Raises:
-      ValueError: for an argument out of range; the message names it.
-
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
-      >>> z = proximal.prox_k_support(jnp.array([3.0, 4.0, 0.1]), 2, 1.0)
+      >>> from prunadag_optax.methods.penalties import operators
+      >>> z = operators.prox_k_support(jnp.array([3.0, 4.0, 0.1]), 2, 1.0)
       >>> [round(float(x), 3) for x in z]
       [2.4, 3.2, 0.0]
 
@@ -409,22 +302,33 @@ def prox_k_support(
       NeurIPS 2012, section 4, for the square of the norm.
     """
     _check(strength, scaling)
-    leaves, treedef = jax.tree.flatten(x)
-    if not sum(jnp.size(leaf) for leaf in leaves):
+    if not sum(jnp.size(leaf) for leaf in jax.tree.leaves(x)):
         return x
-    largest = jax.tree.leaves(frank_wolfe._largest(leaves, support))
-    wide = [working(leaf) for leaf in leaves]
-    dtype = jnp.result_type(*wide)
+    wide = jax.tree.map(working, x)
+    dtype = jnp.result_type(*jax.tree.leaves(wide))
     lam = jnp.asarray(strength * scaling, dtype)
     plateau, factor = dual_projection(
-        [jnp.abs(leaf).astype(dtype) for leaf in wide],
-        [jnp.abs(leaf).astype(dtype) for leaf in largest],
+        *(
+            [jnp.abs(leaf).astype(dtype) for leaf in jax.tree.leaves(tree)]
+            for tree in (wide, balls.largest(x, support))
+        ),
         lam,
     )
-    rest = [remainder(leaf, plateau, factor, lam) for leaf in wide]
-    return treedef.unflatten(
-        [z.astype(jnp.result_type(leaf)) for z, leaf in zip(rest, leaves, strict=True)]
-    )
+    rest = jax.tree.map(lambda leaf: remainder(leaf, plateau, factor, lam), wide)
+    return cast_like(rest, x)
+
+
+def check_gamma(gamma: chex.Numeric) -> None:
+    """Raises a ValueError unless it is a number > 0 or infinity.
+
+    Args:
+      gamma: the argument of the group MCP.
+
+    Raises:
+      ValueError: naming the value and what is allowed.
+    """
+    if not (checks.is_number(gamma) and gamma == math.inf):
+        checks.scalar("gamma", gamma, above=0)
 
 
 def _check(strength: chex.Numeric, scaling: chex.Numeric) -> None:
@@ -432,51 +336,23 @@ def _check(strength: chex.Numeric, scaling: chex.Numeric) -> None:
     checks.scalar("scaling", scaling, least=0)
 
 
-def _check_gamma(gamma: chex.Numeric) -> None:
-    if not (checks.is_number(gamma) and gamma == math.inf):
-        checks.scalar("gamma", gamma, above=0)
-
-
-def _threshold(strength: Any, scaling: Any, x: jax.Array) -> jax.Array:
+def _product(strength: Any, scaling: Any, x: jax.Array) -> jax.Array:
     # At once in the precision of x: under float64 parameters a float32 strength and
     # scaling would otherwise be multiplied in float32.
     return jnp.asarray(strength, x.dtype) * jnp.asarray(scaling, x.dtype)
 
 
-def _plain(x, strength, concavity, scaling, axis, reweight) -> jax.Array:
-    """Group lasso (concavity None) and group MCP (1 / gamma), where the metric is 1."""
-    given, x = x, working(x)
-    if not x.size:
-        return given
-    lam = _threshold(strength, scaling, x) * group_weight(x.shape, axis, reweight)
-    norm = group_norms(x, axis)
-    factor = jnp.maximum(1 - lam / jnp.where(norm == 0, 1, norm), 0)
-    if concavity is not None:
-        bend = jnp.minimum(_threshold(concavity, scaling, x), 1 / MARGIN)
-        factor = jnp.minimum(factor / (1 - bend), 1)
-    z = jnp.where(factor == 0, 0, x * factor)
-    return jnp.where(lam == 0, x, z).astype(jnp.result_type(given))
-
-
-def _weighted(x, d, strength, concavity, scaling, axis, reweight) -> jax.Array:
-    """Group lasso (concavity None) and group MCP (1 / gamma) in the metric d."""
-    given, x, d = x, working(x), working(d)
-    if not x.size:
-        return given
-    lam = _threshold(strength, scaling, x) * group_weight(x.shape, axis, reweight)
-    bend = jnp.zeros_like(lam)
-    if concavity is not None:
-        least = jnp.min(d, axis=group_axes(x.shape, axis), keepdims=True)
-        bend = jnp.minimum(_threshold(concavity, scaling, x), least / MARGIN)
-    # What -bend ||z||^2 / 2 leaves of the metric; bend = eta / gamma.
-    bent = d - bend
-    b = jnp.abs(d * x)
-    norm = group_norms(b, axis)
-    positive = jnp.where(lam == 0, 1, lam)
-    theta = secular_root(b, norm, bent, positive, axis)
-    z = x * (d * theta / (bent * theta + positive))
-    z = jnp.where(norm <= lam, 0, z)
-    if concavity is not None:
-        # ||x|| > gamma lambda, in terms that stay finite where gamma is not.
-        z = jnp.where(group_norms(x, axis) * bend > lam, x, z)
-    return jnp.where(lam == 0, x, z).astype(jnp.result_type(given))
+def _minimiser(
+    minimise: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    strength: chex.Numeric,
+    scaling: chex.Numeric,
+) -> jax.Array:
+    """`minimise`, made for x in working precision and eta lambda > 0, for any."""
+    _check(strength, scaling)
+    if not jnp.size(x):
+        return x
+    wide = working(x)
+    lam = _product(strength, scaling, wide)
+    z = jnp.where(lam == 0, wide, minimise(wide, lam))
+    return z.astype(jnp.result_type(x))

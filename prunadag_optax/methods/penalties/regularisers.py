@@ -1,12 +1,13 @@
-"""Regularisers of whole parameter trees: a value and its proximal operators.
+"""Regularisers of parameter trees: a value and its proximal operator.
 
 A `Regulariser` is what the proximal optimizers, dual averaging and the Bregman methods
-take. Each of the functions here makes one from a strength, which may be traced, and a
-choice of leaves; what they leave out is free, as biases and normalisation scales are
-by default.
+take. Each of the functions here makes one from a strength, which may be traced, and
+from a choice of leaves. The other leaves are free, as biases and normalisation scales
+are by default. A ValueError names the argument that is out of range.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,9 +19,10 @@ from jax import lax
 
 from prunadag_optax import masks
 from prunadag_optax._common import checks
-from prunadag_optax._common.dtypes import working
-from prunadag_optax.methods import frank_wolfe
-from prunadag_optax.methods.penalties import operators as operators
+from prunadag_optax._common.dtypes import cast_like, working
+from prunadag_optax._common.leaves import Where, chosen, prunable, ranked_together
+from prunadag_optax.methods import balls
+from prunadag_optax.methods.penalties import operators
 from prunadag_optax.methods.penalties.groups import (
     Axis,
     group_axes,
@@ -28,7 +30,6 @@ from prunadag_optax.methods.penalties.groups import (
     group_weight,
 )
 
-Where = masks.Where
 # What numbers the groups of a leaf; a function gives None for a leaf without groups.
 Groups = str | Callable[[tuple[Any, ...], jax.Array], Axis | None]
 
@@ -43,44 +44,49 @@ class Regulariser(NamedTuple):
         shortest subgradient, 0 for what is zero.
       prox: (params, scaling) -> argmin_z 1/2 ||z - params||^2 + scaling R(z), a pytree
         like params.
-      weighted_prox: (params, metric, scaling) -> the same with 1/2 sum_i d_i (z_i -
-        x_i)^2, the metric d a pytree like params; None where there is no closed form.
+      where: predicate (path, leaf) -> bool, True for the leaves that R covers. R does
+        not depend on the others, and `prox` returns them as they are.
+      takes_metric: whether `prox` takes a third argument, a pytree d like params or
+        None, and returns argmin_z 1/2 sum_i d_i (z_i - params_i)^2 + scaling R(z).
       separable: whether R is a sum over the leaves.
     """
 
     value: Callable[[optax.Params], jax.Array]
-    prox: Callable[[optax.Params, chex.Numeric], optax.Params]
-    weighted_prox: Callable[[optax.Params, Any, chex.Numeric], optax.Params] | None
+    prox: Callable[..., optax.Params]
+    where: Where
+    takes_metric: bool = False
     separable: bool = True
 
+    def covered(self, params: optax.Params) -> Any:
+        """The parameters that R covers.
 
-def is_kernel(path: tuple[Any, ...], leaf: Any) -> bool:
-    """The leaves that are regularised unless a `where` says otherwise.
+        Args:
+          params: pytree of arrays.
 
-    These are the leaves named "kernel" with at least two axes: Flax's weights, not its
-    biases, normalisation scales and embeddings. In a tree without names, all with at
-    least two axes; a tree that is one array is regularised whatever its axes.
+        Returns:
+          Pytree like `params`, with None in place of the leaves that are free.
+        """
+        leaves, treedef = jax.tree.flatten(params)
+        covers = chosen(params, self.where)
+        return treedef.unflatten(
+            [x if covered else None for x, covered in zip(leaves, covers, strict=True)]
+        )
+
+
+def check_regulariser(regulariser: Any) -> None:
+    """Raises a ValueError unless it is a `Regulariser`.
 
     Args:
-      path: key path of the leaf, as from `jax.tree_util.tree_map_with_path`.
-      leaf: the array, or anything with its shape.
+      regulariser: what was given.
 
-    Returns:
-      Whether the leaf is regularised.
-
-    Examples:
-      >>> import jax, jax.numpy as jnp
-      >>> from prunadag_optax.methods.penalties import regularisers
-      >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
-      >>> jax.tree_util.tree_map_with_path(regularisers.is_kernel, params)
-      {'bias': False, 'kernel': True}
+    Raises:
+      ValueError: naming the value and what is allowed.
     """
-    if not path:
-        return True
-    keys = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-    # The array of a Variable in an nnx.State is one level further down.
-    names = [key for key in keys if isinstance(key, str) and key != "value"]
-    return len(jnp.shape(leaf)) >= 2 and (not names or names[-1] == "kernel")
+    if not isinstance(regulariser, Regulariser):
+        raise ValueError(
+            "regulariser must be a Regulariser, such as regularisers.l1(1e-3); got "
+            f"{regulariser!r}."
+        )
 
 
 def zero() -> Regulariser:
@@ -91,14 +97,15 @@ def zero() -> Regulariser:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
-      >>> proximal.zero().prox(jnp.ones(2), 1.0)
+      >>> from prunadag_optax.methods.penalties import regularisers
+      >>> regularisers.zero().prox(jnp.ones(2), 1.0)
       Array([1., 1.], dtype=float32)
     """
-    return Regulariser(
-        value=lambda params: jnp.zeros((), _dtype(jax.tree.leaves(params))),
-        prox=lambda params, scaling=1.0: params,
-        weighted_prox=lambda params, metric, scaling=1.0: params,
+    return _by_leaf(
+        lambda path, leaf: False,
+        lambda path, x: 0.0,
+        lambda path, x, scaling, d=None: x,
+        takes_metric=True,
     )
 
 
@@ -110,35 +117,29 @@ def l1(strength: chex.Numeric, *, where: Where | None = None) -> Regulariser:
     Args:
       strength: lambda >= 0, number or scalar array.
       where: predicate (path, leaf) -> bool, True for the leaves to regularise; None is
-        `is_kernel`.
+        `masks.prunable`.
 
     Returns:
       The `Regulariser`.
 
-    Raises:
-      ValueError: for an argument out of range; the message names it.
-
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
+      >>> from prunadag_optax.methods.penalties import regularisers
       >>> params = {"kernel": jnp.array([[3.0, -0.5]]), "bias": jnp.ones(2)}
-      >>> regulariser = proximal.l1(1.0)
+      >>> regulariser = regularisers.l1(1.0)
       >>> float(regulariser.value(params))
       3.5
       >>> regulariser.prox(params, 1.0)["kernel"]
       Array([[2., 0.]], dtype=float32)
     """
     checks.scalar("strength", strength, least=0)
-
-    def value(path, x):
-        del path
-        return strength * jnp.sum(_magnitudes(x))
-
     return _by_leaf(
-        where or is_kernel,
-        value,
-        lambda path, x, s: operators.prox_l1(x, strength, s),
-        lambda path, x, d, s: operators.weighted_prox_l1(x, d, strength, s),
+        where,
+        lambda path, x: strength * jnp.sum(_magnitudes(x)),
+        lambda path, x, scaling, d=None: operators.prox_l1(
+            x, strength, scaling, metric=d
+        ),
+        takes_metric=True,
     )
 
 
@@ -146,10 +147,10 @@ def group_lasso(
     strength: chex.Numeric,
     groups: Groups = "input",
     *,
-    where: Where | None = None,
     reweight: bool = True,
+    where: Where | None = None,
 ) -> Regulariser:
-    r"""The group lasso, which makes whole groups of weights zero.
+    r"""The group lasso, which makes all weights of a group zero together.
 
     .. math:: R(x) = \lambda \sum_g \sqrt{|g|}\, \|x_g\|_2
 
@@ -160,22 +161,19 @@ def group_lasso(
         and column of each matrix [..., row, column], in kernels of more than two axes
         for each position apart; or a function (path, leaf) -> the axis or axes that
         number the groups, None for a leaf without.
-      where: predicate (path, leaf) -> bool, True for the leaves to regularise; None is
-        `is_kernel`, and every leaf where `groups` is a function.
       reweight: whether the factor :math:`\sqrt{|g|}`, the root of the group's size, is
         there; it makes groups of all sizes as likely to vanish.
+      where: predicate (path, leaf) -> bool, True for the leaves to regularise, of those
+        that have groups; None is `masks.prunable`.
 
     Returns:
       The `Regulariser`.
 
-    Raises:
-      ValueError: for an argument out of range; the message names it.
-
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
-      >>> params = {"kernel": jnp.array([[3.0, 4.0], [0.3, 0.4]])}
-      >>> regulariser = proximal.group_lasso(1.0, reweight=False)
+      >>> from prunadag_optax.methods.penalties import regularisers
+      >>> params = {"kernel": jnp.array([[3.0, 4.0], [0.3, 0.4]]), "bias": jnp.ones(2)}
+      >>> regulariser = regularisers.group_lasso(1.0, reweight=False)
       >>> float(regulariser.value(params))
       5.5
       >>> regulariser.prox(params, 1.0)["kernel"]
@@ -185,27 +183,7 @@ def group_lasso(
     References:
       Yuan, Lin (2006); reweight as in equation (1.3) there.
     """
-    checks.scalar("strength", strength, least=0)
-    _check_groups(groups, reweight)
-
-    def value(path, x):
-        axis = _axis(groups, path, x)
-        weight = group_weight(x.shape, axis, reweight)
-        return strength * weight * jnp.sum(group_norms(x, axis))
-
-    def prox(path, x, scaling):
-        axis = _axis(groups, path, x)
-        return operators.prox_group_lasso(
-            x, strength, scaling, axis=axis, reweight=reweight
-        )
-
-    def weighted_prox(path, x, metric, scaling):
-        axis = _axis(groups, path, x)
-        return operators.weighted_prox_group_lasso(
-            x, metric, strength, scaling, axis=axis, reweight=reweight
-        )
-
-    return _by_leaf(_with_groups(groups, where), value, prox, weighted_prox)
+    return group_mcp(strength, math.inf, groups, where=where, reweight=reweight)
 
 
 def group_mcp(
@@ -213,8 +191,8 @@ def group_mcp(
     gamma: chex.Numeric,
     groups: Groups = "input",
     *,
-    where: Where | None = None,
     reweight: bool = True,
+    where: Where | None = None,
 ) -> Regulariser:
     r"""The group MCP: a group lasso that does not shrink large groups.
 
@@ -227,34 +205,30 @@ def group_mcp(
       strength: lambda >= 0, number or scalar array.
       gamma: > 0, number or scalar array: where a group's penalty is flat, in units of
         its lambda_g. A proximal step is convex only if the metric times gamma exceeds
-        the step size; see `weighted_prox_group_mcp` for what happens elsewhere.
+        the step size; see `operators.prox_group_mcp` for what happens elsewhere.
       groups: as in `group_lasso`.
-      where: as in `group_lasso`.
       reweight: whether lambda_g has the factor :math:`\sqrt{|g|}`.
+      where: as in `group_lasso`.
 
     Returns:
       The `Regulariser`.
 
-    Raises:
-      ValueError: for an argument out of range; the message names it.
-
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
-      >>> params = {"kernel": jnp.array([[3.0, 4.0], [0.3, 0.4]])}
-      >>> regulariser = proximal.group_mcp(1.0, 2.0, reweight=False)
-      >>> float(regulariser.value(params))
-      1.4375
-      >>> regulariser.prox(params, 1.0)["kernel"]
-      Array([[3., 4.],
-             [0., 0.]], dtype=float32)
+      >>> from prunadag_optax.methods.penalties import regularisers
+      >>> regulariser = regularisers.group_mcp(1.0, 2.0, reweight=False)
+      >>> x = jnp.array([[3.0, 4.0], [0.3, 0.4]])
+      >>> float(regulariser.value(x)), regulariser.prox(x, 1.0).tolist()
+      (1.4375, [[3.0, 4.0], [0.0, 0.0]])
 
     References:
       Zhang (2010); Deleu, Bengio (2021).
     """
     checks.scalar("strength", strength, least=0)
-    operators._check_gamma(gamma)
-    _check_groups(groups, reweight)
+    operators.check_gamma(gamma)
+    _check_groups(groups)
+    if not isinstance(reweight, bool):
+        raise ValueError(f"reweight must be True or False; got {reweight!r}.")
 
     def value(path, x):
         axis = _axis(groups, path, x)
@@ -264,19 +238,13 @@ def group_mcp(
         u = jnp.minimum(group_norms(x, axis), flat)
         return jnp.sum(lam * u - u * u / (2 * gamma))
 
-    def prox(path, x, scaling):
+    def prox(path, x, scaling, d=None):
         axis = _axis(groups, path, x)
         return operators.prox_group_mcp(
-            x, strength, gamma, scaling, axis=axis, reweight=reweight
+            x, strength, gamma, scaling, metric=d, axis=axis, reweight=reweight
         )
 
-    def weighted_prox(path, x, metric, scaling):
-        axis = _axis(groups, path, x)
-        return operators.weighted_prox_group_mcp(
-            x, metric, strength, gamma, scaling, axis=axis, reweight=reweight
-        )
-
-    return _by_leaf(_with_groups(groups, where), value, prox, weighted_prox)
+    return _by_leaf(_with_groups(groups, where), value, prox, takes_metric=True)
 
 
 def nuclear(strength: chex.Numeric, *, where: Where | None = None) -> Regulariser:
@@ -288,37 +256,24 @@ def nuclear(strength: chex.Numeric, *, where: Where | None = None) -> Regularise
 
     Args:
       strength: lambda >= 0, number or scalar array.
-      where: predicate (path, leaf) -> bool, True for the leaves to regularise; None is
-        `is_kernel`.
+      where: as in `l1`.
 
     Returns:
-      The `Regulariser`, without a weighted operator.
-
-    Raises:
-      ValueError: for an argument out of range; the message names it.
+      The `Regulariser`, without a closed form in a metric.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
-      >>> regulariser = proximal.nuclear(2.0)
+      >>> from prunadag_optax.methods.penalties import regularisers
+      >>> regulariser = regularisers.nuclear(2.0)
       >>> x = jnp.diag(jnp.array([3.0, 1.0]))
-      >>> float(regulariser.value(x))
-      8.0
-      >>> regulariser.prox(x, 1.0)
-      Array([[1., 0.],
-             [0., 0.]], dtype=float32)
+      >>> float(regulariser.value(x)), regulariser.prox(x, 1.0).tolist()
+      (8.0, [[1.0, 0.0], [0.0, 0.0]])
     """
     checks.scalar("strength", strength, least=0)
-
-    def value(path, x):
-        del path
-        return strength * _nuclear_norm(operators.as_matrix(working(x)))
-
     return _by_leaf(
-        where or is_kernel,
-        value,
-        lambda path, x, s: operators.prox_nuclear(x, strength, s),
-        None,
+        where,
+        lambda path, x: strength * _nuclear_norm(operators.as_matrix(working(x))),
+        lambda path, x, scaling: operators.prox_nuclear(x, strength, scaling),
     )
 
 
@@ -333,20 +288,16 @@ def k_support(
       strength: lambda >= 0, number or scalar array.
       support: k: a fraction of the components in (0, 1] as a float, or a count as an
         integer; 1 is the l1 norm, all of them the Euclidean norm.
-      where: predicate (path, leaf) -> bool, True for the leaves to regularise; None is
-        `is_kernel`.
+      where: as in `l1`.
 
     Returns:
-      The `Regulariser`, without a weighted operator and not separable.
-
-    Raises:
-      ValueError: for an argument out of range; the message names it.
+      The `Regulariser`: no sum over leaves, no closed form in a metric.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
+      >>> from prunadag_optax.methods.penalties import regularisers
       >>> params = {"kernel": jnp.array([[4.0, 2.0, 1.0]]), "bias": jnp.ones(3)}
-      >>> float(proximal.k_support(1.0, 2).value(params))
+      >>> float(regularisers.k_support(1.0, 2).value(params))
       5.0
 
     References:
@@ -355,32 +306,26 @@ def k_support(
     checks.scalar("strength", strength, least=0)
     checks.fraction_or_count("support", support)
 
-    def split(params):
-        paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-        chosen = [i for i, row in enumerate(paths_leaves) if (where or is_kernel)(*row)]
-        return chosen, [leaf for _, leaf in paths_leaves], treedef
-
-    def value(params) -> Any:
-        chosen, leaves, _ = split(params)
-        if not chosen:
-            return jnp.zeros((), _dtype(leaves))
-        magnitudes = [_magnitudes(leaves[i]) for i in chosen]
-        nothing = sum(jnp.sum(m) for m in magnitudes) == 0
+    def value(params):
+        magnitudes = jax.tree.map(_magnitudes, regulariser.covered(params))
+        if not jax.tree.leaves(magnitudes):
+            return _nothing(params)
+        nothing = optax.tree.sum(magnitudes) == 0
         # At 0 the norm's own derivative is 0 / 0.
-        safe = [jnp.where(nothing, 1, m) for m in magnitudes]
-        norm = frank_wolfe.k_support_norm(safe, support)
+        safe = jax.tree.map(lambda m: jnp.where(nothing, 1, m), magnitudes)
+        norm = balls.k_support_norm(safe, support)
         return strength * jnp.where(nothing, 0, norm)
 
-    def prox(params, scaling: chex.Numeric = 1.0):
-        chosen, leaves, treedef = split(params)
-        moved: Any = operators.prox_k_support(
-            [leaves[i] for i in chosen], support, strength, scaling
+    def prox(params, scaling=1.0):
+        moved = operators.prox_k_support(
+            regulariser.covered(params), support, strength, scaling
         )
-        for i, leaf in zip(chosen, moved, strict=True):
-            leaves[i] = leaf
-        return treedef.unflatten(leaves)
+        return jax.tree.map(
+            lambda z, x: x if z is None else z, moved, params, is_leaf=_is_none
+        )
 
-    return Regulariser(value, prox, None, separable=False)
+    regulariser = Regulariser(value, prox, where or prunable, separable=False)
+    return regulariser
 
 
 def weighted_prox(
@@ -404,8 +349,8 @@ def weighted_prox(
        \theta = 1 / \max_i d_i
 
     with a theta for each leaf if R is separable, until one step lowers Q by less than
-    `tolerance` of (\|Q\| + 1), after two steps at least. Leaves that R leaves free are
-    exact from the start. The wider the metric spreads, the less far the small d get.
+    `tolerance` of (\|Q\| + 1), after two steps at least. The wider the metric spreads,
+    the less far the small d get.
 
     Args:
       regulariser: R.
@@ -420,9 +365,9 @@ def weighted_prox(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
+      >>> from prunadag_optax.methods.penalties import regularisers
       >>> x, d = jnp.diag(jnp.array([3.0, 1.0])), jnp.full((2, 2), 2.0)
-      >>> proximal.weighted_prox(proximal.nuclear(4.0), x, d)
+      >>> regularisers.weighted_prox(regularisers.nuclear(4.0), x, d)
       Array([[1., 0.],
              [0., 0.]], dtype=float32)
 
@@ -431,25 +376,20 @@ def weighted_prox(
       efficient inexact subproblem solver for training structured neural network,
       NeurIPS 2024, algorithm 2 and the stopping rule of its experiments.
     """
-    if regulariser.weighted_prox is not None:
-        return regulariser.weighted_prox(params, metric, scaling)
+    if regulariser.takes_metric:
+        return regulariser.prox(params, scaling, metric)
     leaves, treedef = jax.tree.flatten(params)
-    if not regulariser.separable:
-        return _by_gradient(regulariser, params, metric, scaling, steps, tolerance)
-
-    def alone(i: int, tree: Any) -> Any:
-        """The tree with one leaf only."""
-        parts = [leaf if i == j else None for j, leaf in enumerate(tree)]
-        return treedef.unflatten(parts)
-
     metrics = treedef.flatten_up_to(metric)
-    solved = [
-        _by_gradient(
-            regulariser, alone(i, leaves), alone(i, metrics), scaling, steps, tolerance
+    scope = "leaf" if regulariser.separable else "global"
+    for block in ranked_together(params, regulariser.where, scope):
+        x, d = (
+            treedef.unflatten([v if i in block else None for i, v in enumerate(row)])
+            for row in (leaves, metrics)
         )
-        for i in range(len(leaves))
-    ]
-    return treedef.unflatten([jax.tree.leaves(tree)[0] for tree in solved])
+        z = _by_gradient(regulariser, x, d, scaling, steps, tolerance)
+        for i, leaf in zip(block, jax.tree.leaves(z), strict=True):
+            leaves[i] = leaf
+    return treedef.unflatten(leaves)
 
 
 def _by_gradient(regulariser, params, metric, scaling, steps, tolerance) -> Any:
@@ -479,7 +419,7 @@ def _by_gradient(regulariser, params, metric, scaling, steps, tolerance) -> Any:
 
     start = jnp.zeros((), jnp.int32), x, objective(x), jnp.zeros((), bool)
     _, z, _, _ = lax.while_loop(unfinished, step, start)
-    return jax.tree.map(lambda z, x: z.astype(jnp.result_type(x)), z, params)
+    return cast_like(z, params)
 
 
 def group_sparsity(
@@ -502,19 +442,19 @@ def group_sparsity(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from prunadag_optax.methods import proximal
+      >>> from prunadag_optax.methods.penalties import regularisers
       >>> params = {"kernel": jnp.array([[3.0, 0.0], [0.0, 0.0]]), "bias": jnp.ones(2)}
-      >>> float(proximal.group_sparsity(params))
+      >>> float(regularisers.group_sparsity(params))
       0.5
 
     References:
       Huang, Lee (2024), section 4.
     """
-    _check_groups(groups, True)
-    chosen = _with_groups(groups, where)
+    _check_groups(groups)
+    covers = _with_groups(groups, where)
     dead, size = jnp.zeros((), jnp.float32), 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not chosen(path, leaf):
+        if not covers(path, leaf):
             continue
         axes = group_axes(jnp.shape(leaf), _axis(groups, path, leaf))
         # Over groups of one leaf all sizes are the same.
@@ -524,20 +464,17 @@ def group_sparsity(
     return jnp.asarray(dead / max(size, 1), jnp.float32)
 
 
-def _check_groups(groups: Any, reweight: Any) -> None:
+def _check_groups(groups: Any) -> None:
     if not callable(groups):
         checks.choice("groups", groups, GROUPS)
-    if not isinstance(reweight, bool):
-        raise ValueError(f"reweight must be True or False; got {reweight!r}.")
 
 
 def _with_groups(groups: Groups, where: Where | None) -> Where:
-    """The leaves that are in groups."""
+    """The leaves that are chosen and in groups."""
+    where = where or prunable
     if callable(groups):
-        return lambda path, leaf: (
-            (where is None or where(path, leaf)) and groups(path, leaf) is not None
-        )
-    return where or is_kernel
+        return lambda path, leaf: where(path, leaf) and groups(path, leaf) is not None
+    return where
 
 
 def _axis(groups: Groups, path: tuple[Any, ...], leaf: Any) -> Axis:
@@ -562,31 +499,24 @@ def _axis(groups: Groups, path: tuple[Any, ...], leaf: Any) -> Axis:
     }[groups]
 
 
-def _by_leaf(where: Where, value, prox, weighted_prox) -> Regulariser:
-    """A sum over leaves, from functions of a path and a leaf."""
+def _by_leaf(
+    where: Where | None, value: Any, prox: Any, *, takes_metric: bool = False
+) -> Regulariser:
+    """A sum over leaves, from functions of (path, x) and (path, x, scaling[, d])."""
+    where = where or prunable
 
     def value_of(params):
         leaves = jax.tree_util.tree_leaves_with_path(params)
-        values = [value(path, leaf) for path, leaf in leaves if where(path, leaf)]
-        return sum(values, start=jnp.zeros((), _dtype([leaf for _, leaf in leaves])))
+        values = [value(path, x) for path, x in leaves if where(path, x)]
+        return sum(values, start=_nothing(params))
 
-    def prox_of(params, scaling: chex.Numeric = 1.0):
+    def prox_of(params, scaling=1.0, metric=None):
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: prox(path, x, scaling) if where(path, x) else x, params
+            lambda path, x, *d: prox(path, x, scaling, *d) if where(path, x) else x,
+            *((params,) if metric is None else (params, metric)),
         )
 
-    def weighted_prox_of(params, metric, scaling: chex.Numeric = 1.0):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x, d: (
-                weighted_prox(path, x, d, scaling) if where(path, x) else x
-            ),
-            params,
-            metric,
-        )
-
-    return Regulariser(
-        value_of, prox_of, None if weighted_prox is None else weighted_prox_of
-    )
+    return Regulariser(value_of, prox_of, where, takes_metric)
 
 
 def _magnitudes(x: jax.Array) -> jax.Array:
@@ -604,5 +534,10 @@ def _nuclear_norm(x: jax.Array) -> jax.Array:
     return jnp.sum(x * ((u * (sigma > rounding)[None]) @ v))
 
 
-def _dtype(leaves: list[Any]) -> Any:
-    return jnp.result_type(jnp.float32, *leaves)
+def _nothing(params: optax.Params) -> jax.Array:
+    """The value 0 of a regulariser, in its dtype."""
+    return jnp.zeros((), jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
+
+
+def _is_none(node: Any) -> bool:
+    return node is None

@@ -1,6 +1,6 @@
 """Two processes train as one does, and one that is killed costs a restart, no more.
 
-The processes run `tests/two_process.py`: they find each other over the loopback, sum
+The processes run `tests/sharding/two_process.py`: they find each other over the loopback, sum
 with gloo, and divide data, parameters and optimizer state between them.
 """
 
@@ -19,9 +19,9 @@ import pytest
 
 pytest.importorskip("orbax.checkpoint")
 
-from tests import two_process
+from tests.sharding import two_process
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 LIMIT = 150  # seconds for one run, under load; ten times what it takes alone
 
 
@@ -42,7 +42,7 @@ def running(directory, count, *options):
     workers = []
     with contextlib.ExitStack() as stack:
         for number in range(count):
-            script = [sys.executable, "-m", "tests.two_process"]
+            script = [sys.executable, "-m", "tests.sharding.two_process"]
             script += [str(directory / "result.npz"), "--processes", str(count)]
             script += ["--process", str(number), "--port", str(port), *options]
             out = stack.enter_context((directory / f"out{number}").open("w"))

@@ -1,6 +1,6 @@
 """A training run over several processes, and over its own death.
 
-    python -m tests.two_process RESULT --processes 2 --process 0 --port PORT
+    python -m tests.sharding.two_process RESULT --processes 2 --process 0 --port PORT
         --checkpoints DIRECTORY
 
 trains a small network on digits with prunAdag over four host devices in all, whatever
