@@ -55,7 +55,7 @@ def solve(variant: Any, a: jax.Array, b: jax.Array, start: jax.Array):
 
     def step(carry: Any) -> Any:
         k, x, state, gradient, counts = carry
-        classes = classification_at(gradient, state, x, settings)
+        classes = classification_at(gradient, state[0], x, settings)
         updates, state = tx.update(gradient, state, x)
         new = optax.apply_updates(x, updates)
         past = classes.decreasable & (x * new < 0)

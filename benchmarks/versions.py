@@ -1,4 +1,4 @@
-"""Two versions of `prunadag` side by side (`python -m benchmarks.versions --before DIR`).
+"""Two versions of `prunadag`, by turns: `python -m benchmarks.versions --before DIR`.
 
 DIR holds another version of the package: a checkout, or the site-packages of another
 environment. Both versions are loaded into one process, so that what is measured takes

@@ -1,6 +1,6 @@
 """A prunAdag step as three Pallas kernels, off unless asked for.
 
-Nothing in the package imports this module: the plain path, which XLA compiles, is the
+This module is not in the wheel: the plain path, which XLA compiles, is the
 reference and the default. These kernels give its results in tests on a CPU and lower
 for CUDA (through Triton), but nobody has measured them on a GPU yet.
 
@@ -40,7 +40,8 @@ from jax.experimental.pallas import triton
 from prunadag_optax._common import dtypes
 from prunadag_optax._common.dtypes import working
 from prunadag_optax._core import accumulators, classes, steps
-from prunadag_optax._ranking import counts, keys, threshold
+from prunadag_optax._core.variants import VARIANTS
+from prunadag_optax._ranking import counts, keys
 
 MOST_PIVOTS = 32
 _WARPS = 4
@@ -232,7 +233,7 @@ def squares(
             g = _load(g_ref, left, chunk * _CHUNK, _CHUNK)
             x = _load(x_ref, left, chunk * _CHUNK, _CHUNK)
             in_relevant = _key(g, key_dtype or g.dtype) >= threshold
-            terms = classification._squares(working(g), working(x), in_relevant)
+            terms = classes.squares(working(g), working(x), in_relevant)
             return tuple(a + b for a, b in zip(totals, terms, strict=True))
 
         zeros = (jnp.zeros(_CHUNK, jnp.float32),) * 2
@@ -299,12 +300,10 @@ def update(
 
     def lower_bound(magnitude, factor):
         product = magnitude * factor
-        # As `classification._balanced`: the ratio may overflow.
+        # As the bound of v1: the ratio may overflow.
         return jnp.where(magnitude > 0, product, 0) if balanced else product
 
-    bounds = classification.Bounds(
-        lower_bound, classification.VARIANTS["v4" if upper == "magnitude" else "v2"][1]
-    )
+    upper_bound = VARIANTS["v4" if upper == "magnitude" else "v2"].upper
 
     def kernel(g_ref, x_ref, o_ref, d_ref, threshold_ref, rate_ref, factor_ref, *out):
         left = _left(g_ref, size)
@@ -314,22 +313,15 @@ def update(
         in_relevant = _key(g, key_dtype or g.dtype) >= threshold_ref[0]
         stored, rate, factor = x, rate_ref[0], factor_ref[0]
         g, x, w_o, w_d = (working(array) for array in (g, x, w_o, w_d))
-        kind = classification._kind(
-            g, x, weights.accumulate(w_o, g), in_relevant, bounds, factor, rate
-        )
-        acceptable = kind == classification._ACCEPTABLE
-        in_d = kind == classification._DECREASABLE
-        w_o = weights.accumulate_on(~in_d, w_o, g)
-        w_d = weights.accumulate_on(in_d, w_d, x)
         magnitude = jnp.abs(x)
-        optimisable = steps.limit(
-            acceptable,
-            steps.optimisable_step(g, w_o, rate),
-            bounds.upper(magnitude, factor),
-        )
-        decreasable = steps.decreasable_step(
-            g, x, lower_bound(magnitude, factor), steps.trust_radius(x, w_d)
-        )
+        a, b = lower_bound(magnitude, factor), upper_bound(magnitude, None)
+        length = steps.optimisable_step(g, accumulators.accumulate(w_o, g), rate)
+        in_o = in_relevant | classes.acceptable(g, x, in_relevant, a, b, length)
+        in_d = ~in_o
+        w_o = accumulators.accumulate_where(in_o, w_o, g)
+        w_d = accumulators.accumulate_where(in_d, w_d, x)
+        optimisable = steps.optimisable_step(g, w_o, rate)
+        decreasable = steps.decreasable_step(g, x, a, steps.trust_radius(x, w_d))
         # To the parameter's precision before the sum, as an optax update is.
         step = working(jnp.where(in_d, decreasable, optimisable).astype(stored.dtype))
         for ref, value in zip(out, (x + step, w_o, w_d), strict=True):
@@ -502,7 +494,7 @@ def step(
     dtype, guess = dtypes.widest(g), state[2]
     key, _ = kth_largest_key(
         g,
-        classification.target_count(relevant, size),
+        counts.target_count(relevant, size),
         None if guess is None else keys.magnitude_to_key(guess, g),
         pivots=pivots,
         interpret=interpret,
@@ -514,7 +506,7 @@ def step(
             for pair in zip(g, x, strict=True)
         ]
         norms = jnp.sqrt(functools.reduce(jnp.add, parts))
-        # As `classification._balanced`.
+        # As the bound of v1.
         ratio = jnp.where(
             norms[1] > 0, norms[0] / jnp.where(norms[1] > 0, norms[1], 1), 0
         )

@@ -14,7 +14,7 @@ from jax.experimental.pallas import triton
 
 from experimental import pallas
 from prunadag_optax import prunadag
-from prunadag_optax._ranking import keys, threshold
+from prunadag_optax._ranking.keys import key_of
 
 pytestmark = pytest.mark.skipif(
     not hasattr(triton, "load"), reason="this jax has an older Pallas"
@@ -78,7 +78,7 @@ def weights_of(state):
 
 def both(x, state, g, variant, accumulator=None):
     """One step of each from one state: (x, w^O, w^D) twice, and the plain state."""
-    count, threshold = state[0].count, state[0].threshold
+    count, threshold = state[0].count, state[0].threshold_hint
     own = own_step(x, (*weights_of(state), threshold), g, count, variant=variant)
     x, state = plain_step(x, state, g, variant=variant, accumulator=accumulator)
     return own[:3], (x, *weights_of(state)), state
@@ -113,7 +113,7 @@ def test_step_is_the_plain_one_bit_for_bit(variant):
 def test_runs_agree(variant):
     x = normal(0)
     state = optimizer(variant).init(x)
-    own = (x, *weights_of(state), state[0].threshold)
+    own = (x, *weights_of(state), state[0].threshold_hint)
     for seed in range(1, 6):
         g = normal(seed)
         own = own_step(own[0], own[1:], g, state[0].count, variant=variant)
@@ -199,7 +199,7 @@ counting = jax.jit(pallas.count_reaching)
 @pytest.mark.parametrize("key_dtype", [None, "float32"])
 def test_counts_of_every_half_precision_number(dtype, key_dtype):
     leaf = jnp.arange(2**16, dtype=jnp.uint16).view(dtype)
-    keys = keys.key_of(leaf, key_dtype or dtype).astype(jnp.int32)
+    keys = key_of(leaf, key_dtype or dtype).astype(jnp.int32)
     pivots = keys[jnp.arange(1, 2**15, 4096)]
     counts = pallas.count_reaching(leaf, pivots, key_dtype=key_dtype)
     expected = (np.asarray(keys)[:, None] >= np.asarray(pivots)[None]).sum(0)
@@ -210,12 +210,12 @@ def test_counts_of_every_half_precision_number(dtype, key_dtype):
 @pytest.mark.parametrize("guess", [None, 1.3])
 def test_search_finds_the_rank_in_few_passes(pivots, guess):
     leaves, k = normal(3), 1434
-    keys = np.concatenate([np.ravel(keys.key_of(x, x.dtype)) for x in leaves])
+    keys = np.concatenate([np.ravel(key_of(x, x.dtype)) for x in leaves])
     answer = np.sort(keys)[-k]
     near = None
     if guess is not None:
         near = answer.view(np.float32) * np.float32(guess)
-        near = keys.key_of(jnp.asarray(near), jnp.float32)
+        near = key_of(jnp.asarray(near), jnp.float32)
     search = jax.jit(functools.partial(pallas.kth_largest_key, pivots=pivots))
     key, passes = search(leaves, k, near)
     assert (keys >= key).sum() == k
@@ -224,7 +224,7 @@ def test_search_finds_the_rank_in_few_passes(pivots, guess):
 
 def test_squares_are_the_norms():
     g, x = normal(1)[1], normal(2)[1]
-    threshold = keys.key_of(jnp.float32(1), jnp.float32)
+    threshold = key_of(jnp.float32(1), jnp.float32)
     g_squared, x_squared = pallas.squares(g, x, threshold)
     g, x = np.asarray(g, np.float64), np.asarray(x, np.float64)
     relevant = np.abs(g) >= 1

@@ -121,7 +121,7 @@ def solve(
         if method in VARIANTS:
             found = algorithm.classification_at(
                 now.gradient,
-                now.state,
+                now.state[0],
                 now.x,
                 algorithm.Settings(relevant=settings.relevant, variant=method),
             )

@@ -25,7 +25,8 @@ from benchmarks.networks.verdicts import (
 )
 from benchmarks.networks.words import NAMES, SOURCES
 
-# What the overview shows, in the form that is judged best in its trials.
+# What the overview shows, in the form that is judged best in its trials. The page was
+# made when `schedules.OFTEN_DENSE` and `MOSTLY_DENSE` had the names in it.
 OVERVIEW = {
     "`any_sparsity`, one training": ("any_sparsity", "any_sparsity_sgd"),
     "the same, three times the l1 norm": ("any_sparsity_sgd_strong",),

@@ -223,6 +223,8 @@ FIVE_OF_SIX = tuple(
 )
 HALF = (1.0, 0.1, 1.0, 0.02, 1.0, 0.05, 1.0, 0.01)
 
+# The names of the cases are keys of results/recipe.json, and are kept as they are:
+# OFTEN_WHOLE, say, is `schedules.OFTEN_DENSE` now.
 STUDIES: dict[str, Study] = {
     "relevance": Study(
         "What is relevant",

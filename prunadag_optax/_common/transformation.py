@@ -19,8 +19,8 @@ def checked(
     """An optax transformation that checks its trees before it uses them.
 
     Args:
-      init: function params -> state. Of shapes and dtypes alone the transformation makes
-        a state of shapes and dtypes.
+      init: function params -> state. Of shapes and dtypes alone the transformation
+        makes a state of shapes and dtypes.
       update: function (updates, state, params, **extra_args) -> (updates, state). It
         may return updates in any dtype; they are cast to the parameters'.
       like_params: the name of a field of the state that has the shapes of the

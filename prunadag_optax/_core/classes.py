@@ -99,6 +99,26 @@ def relevant_set(
     return Relevant([found[0]] * len(score), widest(score), magnitude[0])
 
 
+def squares(g: jax.Array, x: jax.Array, in_r: jax.Array) -> tuple[jax.Array, ...]:
+    """What ||g||_R^2 and ||x||_S^2 are sums of, in one leaf.
+
+    Args:
+      g: gradients g_k.
+      x: parameters x_k, same shape.
+      in_r: bool, True on R_k.
+
+    Returns:
+      g^2 on R_k and x^2 on S_k, 0 elsewhere, in one dtype of at least float32.
+    """
+    # The zeros among them add nothing; so this does, cheaper than to compare the signs.
+    same_sign = jnp.where(g > 0, x, jnp.where(g < 0, -x, 0)) > 0
+    g, x = working(g), working(x)
+    dtype = jnp.promote_types(g.dtype, x.dtype)
+    g = jnp.where(in_r, g, 0).astype(dtype)
+    x = jnp.where(~in_r & same_sign, x, 0).astype(dtype)
+    return g * g, x * x
+
+
 def statistics(
     g: Leaves,
     x: Leaves,
@@ -124,20 +144,13 @@ def statistics(
       The `Statistics` of each leaf.
     """
 
-    def squares(g, x, score, key):
-        in_r = relevant(score, key)
-        # The zeros among them add nothing; so this does, cheaper than the signs.
-        same_sign = jnp.where(g > 0, x, jnp.where(g < 0, -x, 0)) > 0
-        g, x = working(g), working(x)
-        dtype = jnp.promote_types(g.dtype, x.dtype)
-        g = jnp.where(in_r, g, 0).astype(dtype)
-        x = jnp.where(~in_r & same_sign, x, 0).astype(dtype)
-        return g * g, x * x
+    def of_leaf(g, x, score, key):
+        return squares(g, x, relevant(score, key))
 
     key = jnp.stack(relevant.keys) if by_leaf else relevant.keys[0]
 
     def norms(g, x, score, key):
-        sums = engine.sums_by_leaf(squares, [g, x, score], [key])
+        sums = engine.sums_by_leaf(of_leaf, [g, x, score], [key])
         total = (s if by_leaf else jnp.sum(s, keepdims=True) for s in sums)
         g_R, x_S = (jnp.sqrt(s) for s in total)
         return g_R, x_S, jnp.where(x_S > 0, g_R / jnp.where(x_S > 0, x_S, 1), 0)

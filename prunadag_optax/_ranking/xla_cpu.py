@@ -101,8 +101,10 @@ def _in_rows(values: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _reduce(values: Sequence[jax.Array], axis: int) -> list[jax.Array]:
-    # One variadic reduction reads what the values are computed from once, and the
-    # backend vectorises it where the values are integers.
+    if jnp.issubdtype(values[0].dtype, jnp.floating):
+        return [jnp.sum(x, axis) for x in values]
+    # One variadic reduction reads what the counts are computed from once, and is
+    # vectorised.
     zeros = tuple(jnp.zeros((), x.dtype) for x in values)
 
     def add(a, b):

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prunadag_optax import masks
 from prunadag_optax._common import checks
 from prunadag_optax._common.dtypes import cast_like
-from prunadag_optax._common.leaves import ranked_together
+from prunadag_optax._common.leaves import Where, ranked_together
 from prunadag_optax._common.transformation import checked
 from prunadag_optax._core.variants import scores_of
 from prunadag_optax._ranking.counts import one_in
@@ -31,7 +30,7 @@ class ActiveGradientsState(NamedTuple):
 
 
 def active_gradients(
-    compression: chex.Numeric, *, where: masks.Where | None = None
+    compression: chex.Numeric, *, where: Where | None = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Passes the gradients of the weights with the largest scores, and no others.
 
@@ -102,7 +101,7 @@ def gsm(
     weight_decay: optax.ScalarOrSchedule = 1e-4,
     *,
     nesterov: bool = False,
-    where: masks.Where | None = None,
+    where: Where | None = None,
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Global sparse momentum SGD (GSM): momentum SGD with few gradients.
