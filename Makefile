@@ -10,7 +10,9 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+	  $(BIN)/python -m pytest -n auto --dist loadfile tests/sharding
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

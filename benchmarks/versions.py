@@ -119,7 +119,7 @@ def _difference(before, now, settings, tree, steps) -> dict[str, Any]:
 
 
 def cost(
-    before: ModuleType, now: ModuleType, size: int, repeats: int
+    before: ModuleType, now: ModuleType, size: int, repeats: int, compilations: int
 ) -> list[dict[str, Any]]:
     """The time of a step and of compiling it, both versions by turns."""
     rows = []
@@ -133,8 +133,10 @@ def cost(
                 runs, compiled = {}, {}
                 for label, version in (("before", before), ("now", now)):
                     tx = version.prunadag(0.1, variant=variant, scope=scope)
-                    runs[label], compiled[label] = _step(tx, tree, gradients)
-                runs["adagrad"], _ = _step(optax.adagrad(0.1), tree, gradients)
+                    runs[label], compiled[label] = _step(
+                        tx, tree, gradients, compilations
+                    )
+                runs["adagrad"], _ = _step(optax.adagrad(0.1), tree, gradients, 1)
                 times = timing.interleave(runs, repeats)
                 medians = {k: float(np.median(v)) for k, v in times.items()}
                 rows.append(
@@ -163,7 +165,7 @@ def cost(
     return rows
 
 
-def _step(tx, tree, gradients):
+def _step(tx, tree, gradients, compilations):
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(x, state, g):
         updates, state = tx.update(g, state, x)
@@ -171,16 +173,19 @@ def _step(tx, tree, gradients):
 
     held = [jax.tree.map(jnp.array, tree)]
     held.append(tx.init(held[0]))
-    seconds = []
-    for _ in range(3):
+
+    def compiled_anew():
         jax.clear_caches()
         began = time.perf_counter()
-        compiled = step.lower(*held, gradients[0]).compile()
-        seconds.append(time.perf_counter() - began)
+        return step.lower(*held, gradients[0]).compile(), time.perf_counter() - began
+
+    programs, seconds = zip(
+        *(compiled_anew() for _ in range(compilations)), strict=True
+    )
     turn = itertools.cycle(gradients)
 
     def run():
-        held[:] = compiled(*held, next(turn))
+        held[:] = programs[-1](*held, next(turn))
         jax.block_until_ready(held)
 
     return run, float(np.median(seconds))
@@ -197,6 +202,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--size", type=float, default=1e7)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--compilations", type=int, default=5)
     arguments = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
     before, now = load(arguments.before), importlib.import_module(NAME)
@@ -204,7 +210,9 @@ def main() -> None:
     if arguments.equal:
         equality(before, now, arguments.steps)
     if arguments.cost:
-        cost(before, now, int(arguments.size), arguments.repeats)
+        cost(
+            before, now, int(arguments.size), arguments.repeats, arguments.compilations
+        )
 
 
 if __name__ == "__main__":

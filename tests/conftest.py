@@ -20,8 +20,8 @@ if _DEVICES in _flags and _PATIENCE not in _flags and _jaxlib >= (0, 10):
     os.environ["XLA_FLAGS"] = f"{_flags} {_PATIENCE}=600"
 os.environ.setdefault("MPLBACKEND", "agg")
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -35,7 +35,6 @@ OPTIMISED = {
     "test_pallas",
     "test_properties",
     "test_pruning_aware",
-    "test_results",
     "test_speed",
     "test_sweep",
 }

@@ -115,6 +115,25 @@ def die_while_saving(directory, manager):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def through_checkpointer(directory, state, template):
+    """A state as it comes back from a checkpoint, into a template."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / "state", state)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(directory / "state", template)
+
+
+def assert_same(actual, expected):
+    """The same tree (types of its nodes and Nones too), dtypes and bits."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    leaves = jax.tree_util.tree_leaves_with_path(actual)
+    for (path, x), y in zip(leaves, jax.tree.leaves(expected), strict=True):
+        # flax's step is a Python int at first, and so it is restored into a new state.
+        x, y = np.asarray(jnp.asarray(x)), np.asarray(jnp.asarray(y))
+        assert (x.dtype, x.shape) == (y.dtype, y.shape), path
+        assert x.tobytes() == y.tobytes(), path
+
+
 def train(directory, api, dies=False):
     """Trains from the latest checkpoint in the directory, or from the start.
 

@@ -28,6 +28,7 @@ from prunadag_optax import ScaleByPrunadagState, masks, prunadag
 from prunadag_optax import nnx as pruning_nnx
 from prunadag_optax.linen import PruningTrainState
 from tests import resumable
+from tests.resumable import assert_same, through_checkpointer
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODEL = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(3, param_dtype=jnp.bfloat16)])
@@ -51,13 +52,6 @@ OPTIMIZERS = {
 }
 
 
-def through_checkpointer(directory, state, template):
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / "state", state)
-        checkpointer.wait_until_finished()
-        return checkpointer.restore(directory / "state", template)
-
-
 def through_manager(directory, state, template):
     """Saved third where two are kept, and restored by another manager."""
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
@@ -74,17 +68,6 @@ def through_manager(directory, state, template):
 through_orbax = pytest.mark.parametrize(
     "through", [through_checkpointer, through_manager]
 )
-
-
-def assert_same(actual, expected):
-    """The same tree (types of its nodes and Nones too), dtypes and bits."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    leaves = jax.tree_util.tree_leaves_with_path(actual)
-    for (path, x), y in zip(leaves, jax.tree.leaves(expected), strict=True):
-        # flax's step is a Python int at first, and so it is restored into a new state.
-        x, y = np.asarray(jnp.asarray(x)), np.asarray(jnp.asarray(y))
-        assert (x.dtype, x.shape) == (y.dtype, y.shape), path
-        assert x.tobytes() == y.tobytes(), path
 
 
 def scrambled(tree):

@@ -1,10 +1,11 @@
 r"""The rate of Theorem 2.3, on a least-squares and on a smooth non-convex problem.
 
 The theorem bounds the average of ||g_j||^2 over j <= k by a constant times
-log(k)^2 / (k + 1). The specification gives the rate of its bound (23), not the
-constants, so the bound evaluated here is derived afresh, in four lines, from the
-conditions that the article assumes. Let L be the Lipschitz constant of the gradient,
-f >= 0, |x_i| <= kappa on the run, W = w^O_k and V = w^D_k.
+log(k)^2 / (k + 1). The constants that its proof gives are a thousand times too large to
+test anything, so the rate is tested with the constant that the run itself shows, and
+beside it the proof's inequality for the weights, which is sharp. It is derived afresh,
+in four lines, from the conditions that the article assumes. Let L be the Lipschitz
+constant of the gradient, f >= 0, |x_i| <= kappa on the run, W = w^O_k and V = w^D_k.
 
 1. f(x_{j+1}) <= f(x_j) + g_j^T s_j + L/2 ||s_j||^2. On O_j, g_i s_i = -g_i^2 / w^O_i;
    on D_j, g_i s_i <= 0 by (14) and |s_i| <= |x_i| / w^D_i by (13). Sum over j <= k:
@@ -15,12 +16,11 @@ f >= 0, |x_i| <= kappa on the run, W = w^O_k and V = w^D_k.
    sum_j a_j / (zeta^2 + a_0 + ... + a_j) <= log(1 + sum_j a_j / zeta^2) gives
    2 log(W_i / zeta) and 2 log(V_i / zeta). With S = sum_i W_i and log concave,
    S <= n zeta + f(x_0) + L [n log(S / (n zeta)) + sum_i log(V_i / zeta)].
-3. log u <= u / c + log(c) - 1 with c = 2 L / zeta and V_i^2 <= zeta^2 + (k+1) kappa^2:
-   S <= 2 [n zeta + f(x_0) + n L (log(2 L / zeta) - 1)
-           + n L / 2 log(1 + (k+1) kappa^2 / zeta^2)].
+3. V_i^2 <= zeta^2 + (k+1) kappa^2, so the right-hand side grows like log(k) and with it
+   S: log S in it is small beside S.
 4. R_j holds the T largest gradients, so ||g_j||^2 <= (n / T) ||g_j||^2_{O_j}, and
    sum_j ||g_j||^2_{O_j} = sum_i (W_i^2 - zeta^2) <= S^2. Hence
-   (1 / (k+1)) sum_{j <= k} ||g_j||^2 <= (n / T) S^2 / (k + 1).
+   (1 / (k+1)) sum_{j <= k} ||g_j||^2 <= (n / T) S^2 / (k + 1), the rate.
 """
 
 import functools
@@ -63,7 +63,6 @@ PROBLEMS = {"least squares": least_squares, "Cauchy regression": cauchy_regressi
 
 class Run(NamedTuple):
     squares: np.ndarray  # ||g_k||^2
-    kappa: np.ndarray  # max |x_i| so far
     start: float  # f(x_0)
     end: float  # f(x_K)
     lipschitz: float
@@ -72,10 +71,14 @@ class Run(NamedTuple):
 
 
 @functools.cache
-def run(problem: str, variant: str, iterations: int = 6000) -> Run:
+def run(problem: str, variant: str, factor: float = 1.0) -> Run:
+    """6,000 iterations of the method; another factor than 1 makes it a wrong one."""
     with enable_x64():
         loss, lipschitz = PROBLEMS[problem]()
-        tx = prunadag(1.0, RELEVANT, variant=variant, initial_weight=ZETA)
+        tx = optax.chain(
+            prunadag(1.0, RELEVANT, variant=variant, initial_weight=ZETA),
+            optax.scale(factor),
+        )
         start = np.zeros(SIZE)
         start[:RELEVANT] = 1 / np.sqrt(RELEVANT)
         x = jnp.asarray(start)
@@ -84,36 +87,45 @@ def run(problem: str, variant: str, iterations: int = 6000) -> Run:
             x, state = carry
             g = jax.grad(loss)(x)
             updates, state = tx.update(g, state, x)
-            record = jnp.sum(g * g), jnp.max(jnp.abs(x))
-            return (optax.apply_updates(x, updates), state), record
+            return (optax.apply_updates(x, updates), state), jnp.sum(g * g)
 
-        scan = jax.jit(lambda x: jax.lax.scan(step, (x, tx.init(x)), length=iterations))
-        (end, (state, _)), (squares, largest) = scan(x)
+        scan = jax.jit(lambda x: jax.lax.scan(step, (x, tx.init(x)), length=6000))
+        (end, state), squares = scan(x)
         return Run(
             np.asarray(squares),
-            np.maximum.accumulate(largest),
             float(loss(x)),
             float(loss(end)),
             float(lipschitz),
-            np.asarray(state.optimisable_weight),
-            np.asarray(state.decreasable_weight),
+            np.asarray(optax.tree.get(state, "optimisable_weight")),
+            np.asarray(optax.tree.get(state, "decreasable_weight")),
         )
+
+
+def constants(squares):
+    """For each k the average of ||g_j||^2 over j <= k, divided by log(k)^2 / (k+1)."""
+    return np.cumsum(squares) / np.log(np.arange(2, len(squares) + 2)) ** 2
+
+
+def keeps_the_rate(r):
+    """Whether f falls and the constant of 500 iterations holds for the rest of the run.
+
+    Uphill, too, the Cauchy regression has ever smaller gradients.
+    """
+    constant = constants(r.squares)
+    return r.end < r.start and constant[600:].max() <= constant[100:600].max()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_average_gradient_stays_below_the_bound(problem, variant):
-    r = run(problem, variant)
-    iterations = np.arange(1, len(r.squares) + 1)
-    average = np.cumsum(r.squares) / iterations
-    total = 2 * (
-        SIZE * ZETA
-        + r.start
-        + SIZE * r.lipschitz * (np.log(2 * r.lipschitz / ZETA) - 1)
-        + SIZE * r.lipschitz / 2 * np.log1p(iterations * r.kappa**2 / ZETA**2)
-    )
-    bound = SIZE / RELEVANT * total**2 / iterations
-    assert (average <= bound).all()
+def test_average_gradient_keeps_the_rate_of_the_theorem(problem, variant):
+    assert keeps_the_rate(run(problem, variant))
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, 1e-4])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_wrong_methods_are_found_out(problem, factor):
+    # No step, steps uphill, and steps too small to arrive.
+    assert not keeps_the_rate(run(problem, "v3", factor))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

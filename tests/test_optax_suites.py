@@ -116,7 +116,7 @@ def test_accumulator_dtype(dtype, accumulator_dtype):
     updates, after = tx.update(params, before, params)
     assert updates.dtype == params.dtype
     for state in (before, after):
-        # The accumulators and the threshold.
-        count, *floats = jax.tree.leaves(state)
+        count, *accumulators, _ = jax.tree.leaves(state)
         assert count.dtype == jnp.int32
-        assert [x.dtype for x in floats] == 4 * [accumulator_dtype or dtype]
+        assert [x.dtype for x in accumulators] == 3 * [accumulator_dtype or dtype]
+    assert before.threshold_hint.dtype == after.threshold_hint.dtype

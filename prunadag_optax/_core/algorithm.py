@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from prunadag_optax._common import checks
-from prunadag_optax._common.dtypes import value_at, working
+from prunadag_optax._common.dtypes import cast_like, value_at, working
 from prunadag_optax._common.transformation import checked
 from prunadag_optax._core.accumulators import accumulate, accumulate_where, initial
 from prunadag_optax._core.classes import (
@@ -370,7 +370,7 @@ def _transformation(settings: Settings) -> optax.GradientTransformationExtraArgs
         if state.threshold_hint is None:
             after = after._replace(threshold_hint=None)
         # Accumulators may be in a narrower dtype than the one to compute in.
-        after = optax.tree.cast_like(after._replace(count=count), state)
+        after = cast_like(after._replace(count=count), state)
         return jax.tree.map(jnp.negative, steps), after
 
     return checked(init, update_fn, like_params="optimisable_weight")

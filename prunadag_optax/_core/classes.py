@@ -274,8 +274,8 @@ def classify(
         step = optimisable_step(g_i, w_i, learning_rate)
         in_a = acceptable(g_i, x_i, in_r, a, b, step)
         rows.append((in_r, in_a, ~(in_r | in_a), a, b))
-    trees = map(treedef.unflatten, zip(*rows, strict=True))
-    return Classification(*trees, found.magnitude)
+    in_r, in_a, in_d, a, b = map(treedef.unflatten, zip(*rows, strict=True))
+    return Classification(in_r, in_a, in_d, a, b, found.magnitude)
 
 
 def checked_scores(relevance: str | Score, gradients: Any, params: Any) -> Any:

@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 from prunadag_optax._ranking import xla_cpu
 
 
 def _traced(operands: Any) -> bool:
     """Whether there is a program to improve: not outside jit and the like."""
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(operands))
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(operands))
 
 
 def _choose(on_one_cpu: Callable, plain: Callable, *operands: Any) -> Any:

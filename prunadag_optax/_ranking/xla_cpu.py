@@ -6,6 +6,7 @@ spends more on starting a loop for a small leaf than on the loop. The forms here
 the same without that (measured by `python -m benchmarks.speed`).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -100,17 +101,21 @@ def _in_rows(values: Sequence[jax.Array]) -> list[jax.Array]:
     return [x[None] for x in parts]
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _reduce(values: Sequence[jax.Array], axis: int) -> list[jax.Array]:
-    if jnp.issubdtype(values[0].dtype, jnp.floating):
-        return [jnp.sum(x, axis) for x in values]
-    # One variadic reduction reads what the counts are computed from once, and is
-    # vectorised.
+    # One variadic reduction reads what the values are computed from once, and is
+    # vectorised where they are integers. jax differentiates no such reduction.
     zeros = tuple(jnp.zeros((), x.dtype) for x in values)
 
     def add(a, b):
         return tuple(i + j for i, j in zip(a, b, strict=True))
 
     return list(lax.reduce(tuple(values), zeros, add, (axis,)))
+
+
+@_reduce.defjvp
+def _(axis, primals, tangents):
+    return _reduce(*primals, axis), [jnp.sum(x, axis) for x in tangents[0]]
 
 
 def stored(function: Callable[..., Any], *operands: Any) -> Any:

@@ -1,7 +1,7 @@
 """Two processes train as one does, and one that is killed costs a restart, no more.
 
-The processes run `tests/sharding/two_process.py`: they find each other over the loopback, sum
-with gloo, and divide data, parameters and optimizer state between them.
+The processes run `tests/sharding/two_process.py`: they find each other over the
+loopback, sum with gloo, and divide data, parameters and optimizer state between them.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""optax's own tests of sharded optimizers, for prunAdag in every variant and the methods."""
+"""optax's own tests of sharded optimizers, for prunAdag and the methods."""
 
 import prunadag_optax
 from tests.optax_suites import ALL_SETTINGS, FACTORIES, METHODS, label, suite

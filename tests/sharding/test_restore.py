@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from prunadag_optax import masks
 from tests import resumable
-from tests.test_checkpoints import assert_same, through_checkpointer
+from tests.resumable import assert_same, through_checkpointer
 
 
 @pytest.fixture(scope="module", params=resumable.START)

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prunadag_optax import scale_by_prunadag
-from tests.helpers import enable_x64
+from tests.helpers import assert_close, enable_x64
 from tests.sharding.layouts import (
     assert_placed,
     drawn,
@@ -50,7 +50,8 @@ def on_one_device(layout, draw, steps, variant, scope):
 @pytest.mark.parametrize(
     ("variant", "scope", "draw", "steps"),
     [
-        # Counts are integers, and all else is a function of one component.
+        # Counts are integers, and all else is a function of one component; a compiler
+        # may still write a division by a root as a product in one of the programs.
         ("v4", "global", normal, 3),
         # The norms are sums, whose order over the devices is all that can differ; here
         # no sum rounds.
@@ -58,7 +59,7 @@ def on_one_device(layout, draw, steps, variant, scope):
         pytest.param("v3", "leaf", gridded, 1, marks=pytest.mark.slow),
     ],
 )
-def test_sharded_update_is_bit_identical(layout, kind, variant, scope, draw, steps):
+def test_sharded_update_equals_one_device(layout, kind, variant, scope, draw, steps):
     tx, start, expected = on_one_device(layout, draw, steps, variant, scope)
     if draw is gridded:
         assert sum(x.size for x in jax.tree.leaves(start[0])) <= 2**18
@@ -70,9 +71,7 @@ def test_sharded_update_is_bit_identical(layout, kind, variant, scope, draw, ste
         state = jax.device_put(start[1], wanted)
         gradients = [jax.device_put(tree, shardings) for tree in start[2]]
         result = updates_of(tx, params, state, gradients)
-    jax.tree.map(
-        functools.partial(np.testing.assert_array_equal, strict=True), result, expected
-    )
+    assert_close(jax.device_get(result), expected)
 
 
 def trained(tx, loss, params, state, batches, shardings=None):

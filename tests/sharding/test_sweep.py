@@ -66,7 +66,9 @@ def test_sharded_equals_unsharded(mesh, scope, run):
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_magnitude_mask_of_sharded_leaves(mesh, scope, sparsity):
     params = sharded(mesh, large_tree(0))
-    mask = masks.magnitude_mask(params, sparsity, scope=scope)
+    mask = masks.magnitude_mask(params, sparsity, scope=scope, where=masks.everything)
     assert_sharded_like(mask, params)
-    expected = masks.magnitude_mask(large_tree(0), sparsity, scope=scope)
+    expected = masks.magnitude_mask(
+        large_tree(0), sparsity, scope=scope, where=masks.everything
+    )
     jax.tree.map(np.testing.assert_array_equal, mask, expected)
