@@ -3,6 +3,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# A worker runs whole files, in the order of tests/conftest.py.
+BY_FILE := -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test lint speed clean
 
@@ -10,9 +12,9 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest $(BY_FILE)
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 \
-	  $(BIN)/python -m pytest -n auto --dist loadfile tests/sharding
+	  $(BIN)/python -m pytest $(BY_FILE) tests/sharding
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -10,11 +10,8 @@ from prunadag_optax._core.algorithm import prunadag as prunadag
 from prunadag_optax._core.algorithm import scale_by_prunadag as scale_by_prunadag
 from prunadag_optax._core.classes import Classification as Classification
 from prunadag_optax._core.classes import classify as classify
-from prunadag_optax._core.pruning_aware import (
-    ScaleByPrunadagWState as ScaleByPrunadagWState,
-)
-from prunadag_optax._core.pruning_aware import eval_params as eval_params
-from prunadag_optax._core.pruning_aware import prunadag_w as prunadag_w
+from prunadag_optax._core.eval_params import eval_params as eval_params
+from prunadag_optax._core.pruning_aware import pruning_aware as pruning_aware
 from prunadag_optax._core.variants import Bounds as Bounds
 from prunadag_optax._core.variants import capped as capped
 from prunadag_optax._ranking.threshold import (
@@ -25,7 +22,6 @@ __all__ = [
     "Bounds",
     "Classification",
     "ScaleByPrunadagState",
-    "ScaleByPrunadagWState",
     "capped",
     "classify",
     "eval_params",
@@ -34,7 +30,7 @@ __all__ = [
     "kth_largest_magnitude",
     "masks",
     "prunadag",
-    "prunadag_w",
+    "pruning_aware",
     "recipes",
     "scale_by_prunadag",
     "schedules",

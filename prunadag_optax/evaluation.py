@@ -80,8 +80,9 @@ def pruning_curve(
     params: optax.Params,
     sparsities: Iterable[float],
     *,
-    scope: str = "global",
+    scope: masks.Scope = "global",
     where: masks.Where | None = None,
+    score: masks.Score = "magnitude",
     recalibrate: Callable[[Any, float], Any] | None = None,
     progress: bool = True,
 ) -> PruningCurve:
@@ -96,8 +97,9 @@ def pruning_curve(
       metric_fn: function params -> scalar, or -> mapping of names to scalars.
       params: pytree of trained parameters.
       sparsities: shares to prune, each in [0, 1], in any order.
-      scope: "global" or "leaf", as in `masks.magnitude_mask`.
+      scope: "global", "leaf" or a function, as in `masks.magnitude_mask`.
       where: predicate (path, leaf) -> bool; None is `masks.prunable`.
+      score: "magnitude", "lamp", a function or a tree, as in `masks.magnitude_mask`.
       recalibrate: function (pruned params, sparsity) -> what `metric_fn` gets in place
         of the pruned parameters; for statistics that pruning has made wrong, such as
         those of batch normalisation, computed anew on training data.
@@ -120,10 +122,11 @@ def pruning_curve(
           0.50  6.0000
           0.75  4.0000
     """
+    _check_function("metric_fn", metric_fn, "pruning_curve(metric_fn, params, ...)")
     chosen = _check_sparsities(sparsities)
     rows = []
     for sparsity in with_progress(chosen, "pruning curve", progress):
-        pruned, _ = masks.prune(params, sparsity, scope=scope, where=where)
+        pruned, _ = masks.prune(params, sparsity, scope=scope, where=where, score=score)
         if recalibrate is not None:
             pruned = recalibrate(pruned, sparsity)
         result = metric_fn(pruned)
@@ -145,8 +148,9 @@ def pruning_error(
     params: optax.Params,
     sparsities: Iterable[float],
     *,
-    scope: str = "global",
+    scope: masks.Scope = "global",
     where: masks.Where | None = None,
+    score: masks.Score = "magnitude",
 ) -> PruningError:
     r"""The article's rho and omega at several sparsities.
 
@@ -160,8 +164,11 @@ def pruning_error(
       loss_fn: differentiable function f: params -> scalar.
       params: pytree of trained parameters.
       sparsities: shares to prune, each in [0, 1].
-      scope: "global" (the article) or "leaf", as in `masks.magnitude_mask`.
+      scope: "global" (the article), "leaf" or a function, as in
+        `masks.magnitude_mask`.
       where: predicate (path, leaf) -> bool; None is `masks.prunable`.
+      score: "magnitude" (the article), "lamp", a function or a tree, as in
+        `masks.magnitude_mask`.
 
     Returns:
       `PruningError(rho, omega)`, two arrays with one value for each sparsity. Works
@@ -181,12 +188,13 @@ def pruning_error(
     References:
       Porcelli, Seraghiti, Toint (2026), section 4.
     """
+    _check_function("loss_fn", loss_fn, "pruning_error(loss_fn, params, ...)")
     chosen = _check_sparsities(sparsities)
     value_and_grad = jax.jit(jax.value_and_grad(loss_fn))
     dense, _ = value_and_grad(params)
     rho, omega = [], []
     for sparsity in chosen:
-        pruned, _ = masks.prune(params, sparsity, scope=scope, where=where)
+        pruned, _ = masks.prune(params, sparsity, scope=scope, where=where, score=score)
         value, gradient = value_and_grad(pruned)
         rho.append(optax.tree.norm(gradient))
         omega.append(jnp.sqrt(jnp.abs(value - dense)))
@@ -292,7 +300,20 @@ def _with_total(counts: list[int]) -> list[int]:
     return [*counts, sum(counts)]
 
 
+def _check_function(name: str, value: Any, call: str) -> None:
+    if not checks.is_function(value):
+        raise ValueError(
+            f"{name} must be a function of the parameters, as in {call}; got "
+            f"{checks.shown(value)}."
+        )
+
+
 def _check_sparsities(sparsities: Iterable[float]) -> list[float]:
+    if isinstance(sparsities, str | Mapping) or not np.iterable(sparsities):
+        raise ValueError(
+            "sparsities must be a list of numbers, such as [0.5, 0.9]; got "
+            f"{checks.shown(sparsities)}."
+        )
     chosen = list(sparsities)
     if not chosen:
         raise ValueError("sparsities must hold at least one value; got none.")

@@ -18,6 +18,8 @@ except ImportError as error:
 
 from prunadag_optax import evaluation
 from prunadag_optax import masks as masks_lib
+from prunadag_optax._common import checks
+from prunadag_optax._core import eval_params as copies
 
 
 class PruningTrainState(train_state.TrainState):
@@ -25,9 +27,15 @@ class PruningTrainState(train_state.TrainState):
 
     While a mask is held, pruned weights are exactly zero after every step, whatever the
     optimizer: gradients are masked before `tx.update`, so that clipping norms and
-    moments see live weights only, and parameters after it, so that momentum and weight
-    decay change nothing. What the optimizer had accumulated for a weight before it was
-    pruned stays in its state and fades there.
+    moments see live weights only, and parameters after it, so that momentum, weight
+    decay and noise change nothing. What the optimizer had accumulated for a weight goes
+    with it when it is pruned.
+
+    Some optimizers keep a second copy of the parameters, which is the one to evaluate
+    (see `prunadag_optax.eval_params`): `pruning_aware(..., gradient_at="pruned")`, and
+    so `recipes.any_sparsity`, and optax's schedule-free. Everything here is about that
+    copy. `params`, which the training loop holds, is for the loss; it is pruned to the
+    same masks.
 
     Attributes:
       masks: pytree of bool like the trained parameters (True = keep, None for leaves
@@ -66,14 +74,16 @@ class PruningTrainState(train_state.TrainState):
           The state; with `masks` its parameters are pruned to them.
 
         Raises:
-          ValueError: if `masks` do not fit the parameters.
+          ValueError: if `params` is a model or a state, if `tx` is no transformation,
+            or if `masks` do not fit the parameters.
         """
+        checks.parameters("params", params)
+        checks.transformation("tx", tx)
         state = super().create(apply_fn=apply_fn, params=params, tx=tx, **kwargs)
         if state.masks is None:
             return state
         # A copy: donating the state must not delete the caller's masks.
-        state = state.replace(masks=jax.tree.map(jnp.array, state.masks))
-        return state._with_trained(masks_lib.apply_mask(state._trained, state.masks))
+        return state._pruned_to(jax.tree.map(jnp.array, state.masks))
 
     def apply_gradients(self, *, grads: Any, **extra: Any) -> Self:
         """One step of the optimizer, with pruned weights held at zero.
@@ -104,6 +114,7 @@ class PruningTrainState(train_state.TrainState):
         trained = optax.apply_updates(self._trained, updates)
         if self.masks is not None:
             trained = masks_lib.apply_mask(trained, self.masks)
+            opt_state = copies.mask_copies(opt_state, trained, self.masks)
         state = self.replace(step=self.step + 1, opt_state=opt_state)
         state = state._with_trained(trained)
         if overwritten:
@@ -115,10 +126,16 @@ class PruningTrainState(train_state.TrainState):
         self,
         sparsity: chex.Numeric,
         *,
-        scope: str = "global",
+        scope: masks_lib.Scope = "global",
         where: masks_lib.Where | None = None,
+        score: masks_lib.Score = "magnitude",
     ) -> Self:
-        """Prunes by magnitude; what was pruned before stays pruned.
+        """Prunes the evaluated parameters; what was pruned before stays pruned.
+
+        They become the loop's `params` with `gradient_at="pruned"`, so that these have
+        the zeros that `sparsity()` reports. What the optimizer's state holds for a
+        pruned weight is as in a new state: moments and copies are zero, prunAdag's
+        accumulators have their initial value.
 
         `prune(0.0)` sets masks that keep everything: a compiled step that starts from
         them need not be compiled again when they change. `prune(0.0,
@@ -128,28 +145,39 @@ class PruningTrainState(train_state.TrainState):
 
         Args:
           sparsity: share of the prunable weights to be pruned afterwards, in [0, 1].
-          scope: "global" or "leaf", as in `masks.magnitude_mask`.
+          scope: what is ranked together, as in `masks.magnitude_mask`.
           where: predicate (path, leaf) -> bool; None: the leaves that have masks
             already, or `masks.prunable`.
+          score: what is ranked, as in `masks.magnitude_mask`.
 
         Returns:
           The state with pruned parameters and their masks.
 
         Raises:
-          ValueError: if `sparsity` is outside [0, 1] or below what is pruned already.
+          ValueError: if `sparsity` is outside [0, 1] or below what is pruned already,
+            or if the state has an axis of replicas or members.
         """
-        params, masks = masks_lib.prune_further(
-            self._trained, sparsity, self.masks, scope=scope, where=where
+        self._check_one()
+        _, masks = masks_lib.prune_further(
+            self._evaluated,
+            sparsity,
+            self.masks,
+            scope=scope,
+            where=where,
+            score=score,
         )
-        return self._with_trained(params).replace(masks=masks)
+        opt_state, trained = copies.all_relevant(self.opt_state, self._trained)
+        state = self.replace(opt_state=opt_state)._with_trained(trained)
+        return state._pruned_to(masks)
 
     def prune_on_schedule(
         self,
         density: optax.ScalarOrSchedule,
         *,
         every: int = 1,
-        scope: str = "global",
+        scope: masks_lib.Scope = "global",
         where: masks_lib.Where | None = None,
+        score: masks_lib.Score = "magnitude",
     ) -> Self:
         """Prunes to `density(step)` at every so many steps, inside a compiled step.
 
@@ -157,8 +185,9 @@ class PruningTrainState(train_state.TrainState):
           density: schedule step -> share of the prunable weights to keep, such as
             `schedules.cubic_density`. Where it rises, nothing is undone.
           every: number of steps from one change of the masks to the next.
-          scope: "global" or "leaf".
+          scope: what is ranked together, as in `prune`.
           where: predicate (path, leaf) -> bool, as in `prune`.
+          score: what is ranked, as in `prune`.
 
         Returns:
           The state, with new masks where the step is a multiple of `every`.
@@ -183,18 +212,23 @@ class PruningTrainState(train_state.TrainState):
           >>> float(state.sparsity())
           0.5
         """
-        params = self._trained
+        self._check_one()
         masks = masks_lib.mask_on_schedule(
-            params,
+            self._evaluated,
             self.masks,
             self.step,
             density,
             every=every,
             scope=scope,
             where=where,
+            score=score,
         )
-        pruned = masks_lib.apply_mask(params, masks)
-        return self._with_trained(pruned).replace(masks=masks)
+        return self._pruned_to(masks)
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to evaluate and save; see `prunadag_optax.eval_params`."""
+        return self._with_trained(self._evaluated).params
 
     def sparsity(self) -> jax.Array:
         """The share of the prunable weights that is pruned; 0 without masks."""
@@ -206,7 +240,7 @@ class PruningTrainState(train_state.TrainState):
         sparsities: Iterable[float],
         **kwargs: Any,
     ) -> evaluation.PruningCurve:
-        """`evaluation.pruning_curve` of the parameters.
+        """`evaluation.pruning_curve` of the evaluated parameters.
 
         Args:
           metric_fn: function params -> scalar or mapping of names to scalars.
@@ -216,24 +250,29 @@ class PruningTrainState(train_state.TrainState):
 
         Returns:
           The `PruningCurve`.
+
+        Raises:
+          ValueError: as `evaluation.pruning_curve`, or if the state has an axis of
+            replicas or members.
         """
+        self._check_one()
         # fp8's own parameters are not pruned, but the model needs them.
         whole = lambda trained: self._with_trained(trained).params  # noqa: E731
         kwargs.setdefault("where", masks_lib.where_held(None, self.masks))
         recalibrate = kwargs.pop("recalibrate", None) or (lambda params, _: params)
         return evaluation.pruning_curve(
             metric_fn,
-            self._trained,
+            self._evaluated,
             sparsities,
             recalibrate=lambda trained, sparsity: recalibrate(whole(trained), sparsity),
             **kwargs,
         )
 
     def finalised(self) -> Any:
-        """The plain parameters to ship, pruned weights at +0.0."""
+        """The evaluated parameters to ship, plain, pruned weights at +0.0."""
         if self.masks is None:
-            return self.params
-        trained = masks_lib.finalise(self._trained, self.masks)
+            return self.eval_params
+        trained = masks_lib.finalise(self._evaluated, self.masks)
         return self._with_trained(trained).params
 
     @property
@@ -241,6 +280,25 @@ class PruningTrainState(train_state.TrainState):
         """The parameters that the optimizer trains: all but those of fp8."""
         params: Any = self.params
         return params["params"] if _has_overwritten(params) else params
+
+    @property
+    def _evaluated(self) -> Any:
+        return copies.eval_params(self.opt_state, self._trained)
+
+    def _pruned_to(self, masks: Any) -> Self:
+        """The masks held, by the loop's parameters and by the optimizer's state."""
+        trained = masks_lib.apply_mask(self._trained, masks)
+        opt_state = copies.forget_pruned(self.tx, self.opt_state, trained, masks)
+        return self._with_trained(trained).replace(opt_state=opt_state, masks=masks)
+
+    def _check_one(self) -> None:
+        if jnp.ndim(self.step):
+            raise ValueError(
+                "state must be that of one training; its step has the shape "
+                f"{jnp.shape(self.step)}, so it holds replicas or an ensemble, whose "
+                "weights would be ranked together. Write "
+                "jax.vmap(lambda state: state.prune(0.5))(state), or prune inside pmap."
+            )
 
     def _with_trained(self, trained: Any) -> Self:
         params: Any = self.params
@@ -252,6 +310,14 @@ class PruningTrainState(train_state.TrainState):
 def _has_overwritten(tree: Any) -> bool:
     """Whether fp8 parameters, overwritten with their gradient, are in the tree."""
     return isinstance(tree, Mapping) and OVERWRITE_WITH_GRADIENT in tree
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, PruningTrainState):
+        raise ValueError(
+            "state must be a prunadag_optax.linen.PruningTrainState; got "
+            f"{checks.shown(state)}."
+        )
 
 
 State = TypeVar("State", bound=PruningTrainState)
@@ -276,7 +342,7 @@ def fine_tune(
       The state after one step on each batch, and the losses before each step.
 
     Raises:
-      ValueError: if the state has no masks: prune first.
+      ValueError: if `state` is no `PruningTrainState`, or has no masks: prune first.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -289,6 +355,7 @@ def fine_tune(
       >>> float(state.params[0]), bool(losses[-1] < losses[0])
       (0.0, True)
     """
+    _check_state(state)
     if state.masks is None:
         raise ValueError("state has no masks; call state.prune(sparsity) first.")
 

@@ -5,31 +5,42 @@ it is pruned. A None in place of a leaf means that the leaf is not prunable. Mas
 beside the parameters; nothing here changes a parameter in place.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
 from prunadag_optax._common import checks
 from prunadag_optax._common.dtypes import value_at, working
+from prunadag_optax._common.leaves import Parts, chosen, contracted_axes, parts_of
+from prunadag_optax._common.leaves import Scope as Scope
 from prunadag_optax._common.leaves import Where as Where
-from prunadag_optax._common.leaves import chosen, ranked_together
 from prunadag_optax._common.leaves import everything as everything
+from prunadag_optax._common.leaves import named as named
 from prunadag_optax._common.leaves import prunable as prunable
 from prunadag_optax._ranking import counts, exact, keys
+from prunadag_optax._ranking.lamp import lamp_scores
+
+# "magnitude", "lamp", a function params -> tree of scores, or that tree.
+Score = Any
+# An axis, several, or a function (path, leaf) -> either.
+Axis = int | Sequence[int] | Callable[[tuple[Any, ...], Any], Any]
 
 
 def magnitude_mask(
     params: optax.Params,
     sparsity: chex.Numeric,
     *,
-    scope: str = "global",
+    scope: Scope = "global",
     where: Where | None = None,
     previous: Any = None,
+    score: Score = "magnitude",
 ) -> Any:
     r"""The mask that prunes the smallest magnitudes, with exact counts.
 
@@ -44,18 +55,24 @@ def magnitude_mask(
         array is clipped to that range and may be traced, so that a compiled training
         step can follow a schedule; its float32 then bounds how exact the count is.
       scope: "global" ranks all prunable leaves together; "leaf" prunes the share
-        sigma of each.
-      where: predicate (path, leaf) -> bool, False for leaves never to prune; paths are
-        those of `jax.tree_util.tree_map_with_path`. None is `prunable`.
+        sigma of each; a function (path, leaf) -> how many leading axes of the leaf
+        stack layers prunes the share sigma of each layer.
+      where: predicate (path, leaf) -> bool, False for leaves never to prune, such as
+        `named("kernel")`; paths are those of `jax.tree_util.tree_map_with_path`. None
+        is `prunable`.
       previous: the mask already held, or None. What it prunes stays pruned, ahead of
         every live weight, even where that is more than `sparsity` asks for.
+      score: whose smallest magnitudes are pruned: "magnitude", the parameters; "lamp",
+        the share of a weight in the squares of its layer that are no smaller; a
+        function params -> tree of scores like `params`; or that tree.
 
     Returns:
       Pytree like `params`: bool arrays, True = keep, None where `where` is False.
 
     Raises:
-      ValueError: if `sparsity` is outside [0, 1], `scope` is unknown, or a leaf to
-        prune is not a real float.
+      ValueError: if `sparsity` is outside [0, 1], `scope` or `score` is unknown, where
+        `where` chooses no leaf, or a leaf that is not a real float, or if `params` are
+        no pytree of parameters but a model or a state.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -64,6 +81,10 @@ def magnitude_mask(
       >>> mask = masks.magnitude_mask(params, 0.5)
       >>> mask["kernel"].tolist(), mask["bias"]
       ([[True, False, True, False]], None)
+      >>> layers = {"kernel": jnp.arange(8.0).reshape(2, 4)}  # two layers in one leaf
+      >>> masks.magnitude_mask(layers, 0.75, scope=lambda path, leaf: 1)["kernel"]
+      Array([[False, False, False,  True],
+             [False, False, False,  True]], dtype=bool)
     """
     if not checks.is_scalar_array(sparsity):
         checks.scalar("sparsity", sparsity, least=0, most=1)
@@ -74,24 +95,38 @@ def magnitude_mask(
             return count.astype(counts.count_dtype(size))
         return round(float(sparsity) * size)
 
-    return _mask(params, pruned, scope, where, previous)
+    return _mask(params, pruned, scope, where, previous, score)
 
 
 def _mask(
     params: optax.Params,
     pruned: Callable[[int], Any],
-    scope: str,
+    scope: Scope,
     where: Where | None,
     previous: Any,
+    score: Score,
 ) -> Any:
     """The mask that prunes `pruned(n)` of every n components ranked together."""
-    checks.choice("scope", scope, ("global", "leaf"))
+    parts = parts_of(params, where, scope)
     if previous is not None:
         checks.mask(previous, params)
-    groups = ranked_together(params, where, scope)
-    return exact.mask_by_groups(
-        params, groups, lambda group, size: pruned(size), previous
+    scores = _scores(params, parts, score)
+    return exact.mask_of_parts(
+        params, parts, lambda group, size: pruned(size), previous, scores
     )
+
+
+def _scores(params: optax.Params, parts: Parts, score: Score) -> Any:
+    """The tree that is ranked in place of the parameters; None: they themselves."""
+    if isinstance(score, str):
+        checks.score(score)
+        # Within a layer the two have one order.
+        if score == "magnitude" or not parts.together:
+            return None
+        return parts.map(lamp_scores, params, otherwise=params)
+    scores = score(params) if checks.is_function(score) else score
+    checks.same_trees("score", scores, "params", params)
+    return scores
 
 
 def n_m_mask(
@@ -99,29 +134,35 @@ def n_m_mask(
     n: int,
     m: int,
     *,
-    axis: int = -2,
+    axis: Axis | None = None,
     where: Where | None = None,
 ) -> Any:
     r"""The N:M mask: of every m consecutive weights the n largest magnitudes are kept.
 
     .. math:: |\{ i \in \text{group} : \text{kept} \}| = n \text{ in each group of } m
 
-    Groups lie along the input axis, which is -2 in Flax kernels ([..., in, out]), as
-    hardware with 2:4 sparsity wants them. Among equal magnitudes the one with the
-    lowest index is pruned first.
+    Groups lie along the axes that the layer contracts, as hardware with 2:4 sparsity
+    wants them. Among equal magnitudes the one with the lowest index is pruned first.
 
     Args:
       params: pytree of real floating arrays.
       n: weights kept in a group, 0 <= n <= m.
-      m: size of a group, a divisor of the axis.
-      axis: axis along which the groups lie.
+      m: size of a group, a divisor of the axis or of the product of the axes.
+      axis: the axes that are contracted: one, several, which are taken as one, the last
+        of them running fastest, or a function (path, leaf) -> either. None goes by what
+        a leaf is called: -3 for the kernels of query, key and value in Flax's
+        attention, [in, heads, features], and (-3, -2) for that of out beside them; 1
+        for a `weight`, [out, in, ...] in Equinox and PyTorch; else -2, [..., in, out].
+        Three axes may be a convolution's, layers stacked in one leaf, or a projection:
+        without such a name, and without "conv" in that of the module, they are refused.
       where: predicate (path, leaf) -> bool; None is `prunable`.
 
     Returns:
       Pytree like `params`: bool arrays, True = keep, None for leaves not to prune.
 
     Raises:
-      ValueError: if not 0 <= n <= m, or if m does not divide the axis of a leaf.
+      ValueError: if not 0 <= n <= m, if m does not divide the axes of a leaf, or if it
+        is not known which axes a leaf contracts.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -134,20 +175,41 @@ def n_m_mask(
         raise ValueError(
             f"n and m must be integers, 0 <= n <= m; got n={n!r}, m={m!r}."
         )
+    paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    contracted = contracted_axes([path for path, _ in paths_leaves])
 
     def leaf_mask(path, leaf):
-        if not (where or prunable)(path, leaf):
-            return None
         checks.real_leaf("params", path, leaf)
+        given = axis(path, leaf) if callable(axis) else axis
         shape = jnp.shape(leaf)
-        if not -len(shape) <= axis < len(shape) or shape[axis] % m:
+        axes = contracted(path, leaf) if given is None else _axes(given, len(shape))
+        known = all(-len(shape) <= i < len(shape) for i in axes)
+        if not known or math.prod(shape[i] for i in axes) % m:
+            name = f"axis {axes[0]}" if len(axes) == 1 else f"axes {axes}"
             raise ValueError(
-                f"m must divide axis {axis} of params{jax.tree_util.keystr(path)}, "
-                f"which has the shape {shape}; got m={m}. Leave it out with `where`."
+                f"m must divide {name} of params{jax.tree_util.keystr(path)}, which "
+                f"has the shape {shape}; got m={m}. Leave it out with `where`, or name "
+                "the axis that the layer contracts with `axis`."
             )
-        return exact.keep_largest_in_groups(jnp.asarray(leaf), n, m, axis)
+        return exact.keep_largest_in_groups(jnp.asarray(leaf), n, m, axes)
 
-    return jax.tree_util.tree_map_with_path(leaf_mask, params)
+    members = chosen(params, where)
+    return treedef.unflatten(
+        leaf_mask(path, leaf) if member else None
+        for member, (path, leaf) in zip(members, paths_leaves, strict=True)
+    )
+
+
+def _axes(given: Any, ndim: int) -> tuple[int, ...]:
+    """The argument `axis` of an array of so many axes, as a tuple."""
+    axes = (given,) if not isinstance(given, Sequence) else tuple(given)
+    whole = all(isinstance(i, int) for i in axes)
+    if not (whole and axes and len({i % max(ndim, 1) for i in axes}) == len(axes)):
+        raise ValueError(
+            "axis must be an integer, several different ones, or a function (path, "
+            f"leaf) -> either; got {given!r:.80}."
+        )
+    return axes
 
 
 def _map(function: Callable[..., Any], mask: Any, *trees: Any) -> Any:
@@ -179,11 +241,22 @@ def apply_mask(params: optax.Params, mask: Any) -> Any:
       Array([1., 0.], dtype=float32)
     """
     checks.mask(mask, params)
-    return _map(
-        lambda keep, x: x if keep is None else jnp.where(keep, x, jnp.zeros_like(x)),
-        mask,
-        params,
-    )
+    kept, treedef = jax.tree.flatten(mask, is_leaf=lambda leaf: leaf is None)
+    parts = treedef.flatten_up_to(params)
+    masked = [i for i, keep in enumerate(kept) if keep is not None]
+    selected = _selected([kept[i] for i in masked], [parts[i] for i in masked])
+    for i, x in zip(masked, selected, strict=True):
+        parts[i] = x
+    return treedef.unflatten(parts)
+
+
+# Compiled as one program where it is called outside jit, not one for each shape.
+@jax.jit
+def _selected(kept: list[Any], leaves: list[Any]) -> list[jax.Array]:
+    return [
+        jnp.where(keep, x, jnp.zeros_like(x))
+        for keep, x in zip(kept, leaves, strict=True)
+    ]
 
 
 def sparsity(mask_or_params: Any) -> jax.Array:
@@ -203,7 +276,13 @@ def sparsity(mask_or_params: Any) -> jax.Array:
       >>> float(masks.sparsity(jnp.array([0.0, 1.0, 0.0, 2.0])))
       0.5
     """
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(mask_or_params)]
+    return _share_of_zeros(
+        [jnp.asarray(leaf) for leaf in jax.tree.leaves(mask_or_params)]
+    )
+
+
+@jax.jit
+def _share_of_zeros(leaves: list[jax.Array]) -> jax.Array:
     size = sum(leaf.size for leaf in leaves)
     if not size:
         return jnp.zeros((), jnp.float32)
@@ -232,9 +311,10 @@ def prune(
     params: optax.Params,
     sparsity: chex.Numeric,
     *,
-    scope: str = "global",
+    scope: Scope = "global",
     where: Where | None = None,
     previous: Any = None,
+    score: Score = "magnitude",
 ) -> tuple[Any, Any]:
     r"""Prunes by magnitude in one shot.
 
@@ -244,9 +324,10 @@ def prune(
     Args:
       params: pytree of real floating arrays.
       sparsity: share of the prunable components to prune, in [0, 1].
-      scope: "global" or "leaf", as in `magnitude_mask`.
+      scope: "global", "leaf" or a function, as in `magnitude_mask`.
       where: predicate (path, leaf) -> bool; None is `prunable`.
       previous: the mask already held, or None, as in `magnitude_mask`.
+      score: "magnitude", "lamp", a function or a tree, as in `magnitude_mask`.
 
     Returns:
       The pruned parameters and their mask.
@@ -261,7 +342,9 @@ def prune(
       >>> pruned.tolist()
       [0.0, -3.0, 2.0, 0.0]
     """
-    mask = magnitude_mask(params, sparsity, scope=scope, where=where, previous=previous)
+    mask = magnitude_mask(
+        params, sparsity, scope=scope, where=where, previous=previous, score=score
+    )
     return apply_mask(params, mask), mask
 
 
@@ -270,8 +353,9 @@ def prune_further(
     sparsity: chex.Numeric,
     held: Any,
     *,
-    scope: str = "global",
+    scope: Scope = "global",
     where: Where | None = None,
+    score: Score = "magnitude",
 ) -> tuple[Any, Any]:
     """Prunes on top of a mask that is held: `prune`, but never to a lower sparsity.
 
@@ -280,9 +364,10 @@ def prune_further(
       sparsity: share of the chosen components to be pruned afterwards, in [0, 1]. An
         array, which may be traced, is not compared with what is pruned already.
       held: the mask held; None: no weight is pruned yet.
-      scope: "global" or "leaf", as in `magnitude_mask`.
+      scope: "global", "leaf" or a function, as in `magnitude_mask`.
       where: predicate (path, leaf) -> bool; None: the leaves that have masks or, where
         nothing is held, `prunable`.
+      score: "magnitude", "lamp", a function or a tree, as in `magnitude_mask`.
 
     Returns:
       The pruned parameters and their mask.
@@ -303,29 +388,28 @@ def prune_further(
         checks.scalar("sparsity", sparsity, least=0, most=1)
         checks.mask(held, params)
         _check_not_lower(params, float(sparsity), held, scope, where)
-    return prune(params, sparsity, scope=scope, where=where, previous=held)
+    return prune(params, sparsity, scope=scope, where=where, previous=held, score=score)
 
 
 def _check_not_lower(
-    params: Any, sparsity: float, held: Any, scope: str, where: Where | None
+    params: Any, sparsity: float, held: Any, scope: Scope, where: Where | None
 ) -> None:
-    leaves, treedef = jax.tree.flatten(params)
-    masks = treedef.flatten_up_to(held)
+    masks = jax.tree.structure(params).flatten_up_to(held)
     if any(isinstance(mask, Tracer) for mask in masks):
         return
-    groups = ranked_together(params, where, scope)
-    sizes = [sum(jnp.size(leaves[i]) for i in group) for group in groups]
-    wanted = sum(round(sparsity * size) for size in sizes)
+    parts = parts_of(params, where, scope)
+    ranked = [sum(parts.sizes)] if parts.together else parts.sizes
+    wanted = sum(round(sparsity * size) for size in ranked)
     pruned = sum(
-        int(jnp.sum(jnp.logical_not(masks[i])))
-        for group in groups
-        for i in group
+        int(np.sum(np.logical_not(masks[i])))
+        for i, *_ in parts.leaves
         if masks[i] is not None
     )
     if wanted < pruned:
+        least = pruned / sum(parts.sizes)
         raise ValueError(
-            f"sparsity must be at least {pruned / sum(sizes):.6g}, what is pruned "
-            f"already; got {sparsity!r}. Pruned weights are gone: go back to a "
+            f"sparsity must be at least {least:.6g}, what is pruned already; got "
+            f"{sparsity!r}. Pruned weights are gone: go back to a "
             "checkpoint from before pruning."
         )
 
@@ -353,15 +437,19 @@ def mask_on_schedule(
     density: optax.ScalarOrSchedule,
     *,
     every: int = 1,
-    scope: str = "global",
+    scope: Scope = "global",
     where: Where | None = None,
+    score: Score = "magnitude",
 ) -> Any:
     r"""The mask to hold after so many steps, inside a compiled step or outside.
 
     .. math:: \max(1, \mathrm{round}(\delta_k n)) \text{ components kept, for the step }
        k \text{ a multiple of } \texttt{every}
 
-    What is pruned stays pruned: where the density rises, nothing is undone.
+    The mask also changes at a step at which the density stops falling, :math:`\delta_k
+    < \delta_{k-1}` and :math:`\delta_k = \delta_{k + \texttt{every}}`: a schedule that
+    ends between two changes reaches its last density when it ends. What is pruned stays
+    pruned: where the density rises, nothing is undone.
 
     Args:
       params: pytree of real floating arrays.
@@ -370,12 +458,13 @@ def mask_on_schedule(
       density: delta_k in (0, 1], the share of the prunable components to keep: a
         schedule k -> share such as `schedules.cubic_density`, or a number.
       every: number of steps from one change of the mask to the next.
-      scope: "global" or "leaf", as in `magnitude_mask`.
+      scope: "global", "leaf" or a function, as in `magnitude_mask`.
       where: predicate (path, leaf) -> bool; None: the leaves that have masks or, where
         nothing is held, `prunable`.
+      score: "magnitude", "lamp", a function or a tree, as in `magnitude_mask`.
 
     Returns:
-      The mask, `held` itself where the step is not a multiple of `every`.
+      The mask, `held` itself at all other steps.
 
     Raises:
       ValueError: for an argument out of range, or if `where` chooses a leaf for which
@@ -389,7 +478,7 @@ def mask_on_schedule(
       >>> mask.tolist()
       [False, False, True, True]
     """
-    checks.scalar("every", every, least=1)
+    checks.integer("every", every, least=1)
     checks.scalar_or_schedule("density", density, above=0, most=1)
     where = where_held(where, held)
     if held is None:
@@ -402,10 +491,20 @@ def mask_on_schedule(
         # Not 1 - density, which rounds: 0.1 of 1000 is 100 in float32 too.
         share = working(value_at(density, count))
         return _mask(
-            params, lambda n: n - counts.target_count(share, n), scope, where, held
+            params,
+            lambda n: n - counts.target_count(share, n),
+            scope,
+            where,
+            held,
+            score,
         )
 
     due = count % every == 0
+    if callable(density) and every > 1:
+        before, now, later = (
+            jnp.asarray(density(k)) for k in (count - 1, count, count + every)
+        )
+        due |= (now < before) & (now == later)
     if isinstance(due, Tracer):
         return jax.lax.cond(due, new, lambda: held)
     return new() if due else held
@@ -427,11 +526,13 @@ def keep_pruned(
     Put last in `optax.chain`, it overrules momentum, weight decay and every other
     source of an update; a pruned weight that is not zero yet becomes zero. The mask is
     part of the state: it is saved with it, and can be replaced there without
-    recompilation.
+    recompilation. For `optax.tree.map_params` it is like the parameters if it has all
+    their leaves, with no None, or comes from a function.
 
     Args:
       mask: pytree of bool like the parameters (None for leaves that are not prunable),
-        or a function params -> mask, called by `init`.
+        or a function params -> mask, called by `init`. A module of arrays that can be
+        called, such as Equinox's, is a mask.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; its state is `KeepPrunedState`.
@@ -450,12 +551,18 @@ def keep_pruned(
       >>> float(optax.apply_updates(params, updates)[0])
       0.0
     """
+    computed = checks.is_function(mask)
+    nones = None in jax.tree.leaves(mask, is_leaf=lambda leaf: leaf is None)
 
     def init_fn(params):
-        tree = mask(params) if callable(mask) else mask
-        # tree.map_params calls init with a placeholder, which has no leaves to check.
+        tree: Any = mask
+        # tree.map_params calls init with a placeholder, which has no leaves, to see
+        # where it comes back.
         if jax.tree.leaves(params):
+            tree = mask(params) if callable(mask) and computed else mask
             checks.mask(tree, params)
+        elif computed or not nones:
+            tree = params
         # A copy: donating the state must not delete the caller's mask.
         return KeepPrunedState(jax.tree.map(jnp.array, tree))
 

@@ -3,8 +3,14 @@
 The model and the optimizer stay what they are; a `PruningMasks` object holds one
 `PruningMask` for each prunable parameter and takes the optimizer's step in its hands:
 `pruning.update(optimizer, model, grads)` instead of `optimizer.update(model, grads)`.
+
+Some optimizers keep a second copy of the parameters, which is the one to evaluate:
+`pruning_aware(..., gradient_at="pruned")`, and so `recipes.any_sparsity`, and optax's
+schedule-free. `eval_params(optimizer, model)` has it; `prune` prunes it when the
+optimizer is given.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -21,6 +27,7 @@ except ImportError as error:
 from prunadag_optax import masks as masks_lib
 from prunadag_optax._common import checks
 from prunadag_optax._common.leaves import chosen
+from prunadag_optax._core import eval_params as copies
 
 
 class PruningMask(nnx.Variable):
@@ -43,10 +50,17 @@ class PruningMasks(nnx.Pytree):
         """Holds the masks given.
 
         Args:
-          masks: nnx.State of bool arrays, None for parameters that are never pruned.
+          masks: nnx.State of bool arrays or of `PruningMask` Variables, None for
+            parameters that are never pruned.
           wrt: nnx filter that selects the parameters of the model it is like.
         """
-        self.masks = nnx.data(jax.tree.map(PruningMask, masks))
+        self.masks = nnx.data(
+            jax.tree.map(
+                lambda mask: mask if _is_mask(mask) else PruningMask(mask),
+                masks,
+                is_leaf=_is_mask,
+            )
+        )
         self.wrt = wrt
 
     def tree(self) -> Any:
@@ -57,16 +71,21 @@ class PruningMasks(nnx.Pytree):
         """The share of the prunable weights that is pruned, a float32 scalar."""
         return masks_lib.sparsity(self.tree())
 
-    def apply(self, model: nnx.Module) -> None:
+    def apply(self, model: nnx.Module, optimizer: nnx.Optimizer | None = None) -> None:
         """Sets the pruned weights of the model to zero, in place.
 
         Args:
           model: the model that the masks were made for.
+          optimizer: its optimizer; a copy of the parameters in its state gets the
+            zeros, too.
 
         Raises:
-          ValueError: if the masks do not fit it.
+          ValueError: if the masks do not fit the model.
         """
         nnx.update(model, masks_lib.apply_mask(self._params(model), self.tree()))
+        if optimizer is not None:
+            state, params = _loop(optimizer, model)
+            _set(optimizer, copies.mask_copies(state, params, self._like(params)))
 
     def update(
         self, optimizer: nnx.Optimizer, model: nnx.Module, grads: Any, **extra: Any
@@ -74,49 +93,70 @@ class PruningMasks(nnx.Pytree):
         """One step of the optimizer, with pruned weights held at zero, in place.
 
         Gradients are masked before the step, so that clipping norms and moments see
-        live weights only, and the parameters after it.
+        live weights only, and after it the parameters and the copies of them that the
+        optimizer keeps, so that what is evaluated has exactly the zeros.
 
         Args:
           optimizer: an `nnx.Optimizer` for the model.
           model: the model.
-          grads: gradients, as `optimizer.update` takes them.
+          grads: gradients, as `optimizer.update` takes them; those of some parameters,
+            such as adapters, if the optimizer is for these.
           **extra: further arguments for `optimizer.update`, which `tx.update` gets.
+
+        Raises:
+          ValueError: if `optimizer` or `model` is none, or the masks do not fit.
         """
-        chosen, rest = nnx.split_state(nnx.state(grads), self.wrt, ...)
-        masked = masks_lib.apply_mask(nnx.as_pure(chosen), self.tree())
+        _check_optimizer(optimizer)
+        _check_model(model)
+        grads = nnx.state(grads)
+        pure = nnx.as_pure(grads)
+        masked = masks_lib.apply_mask(pure, self._like(pure))
         # The optimizer selects by the type of Variable, so the gradients keep theirs.
-        chosen = jax.tree.unflatten(jax.tree.structure(chosen), jax.tree.leaves(masked))
-        optimizer.update(model, nnx.merge_state(chosen, rest), **extra)
-        self.apply(model)
+        grads = jax.tree.unflatten(jax.tree.structure(grads), jax.tree.leaves(masked))
+        if isinstance(optimizer, getattr(nnx, "ModelAndOptimizer", ())):
+            both: Any = optimizer
+            if both.model is not model:
+                raise ValueError(
+                    "model must be the one that the nnx.ModelAndOptimizer holds; got "
+                    "another. Write pruning.update(optimizer, optimizer.model, grads)."
+                )
+            both.update(grads, **extra)
+        else:
+            optimizer.update(model, grads, **extra)
+        self.apply(model, optimizer)
 
     def prune(
         self,
         model: nnx.Module,
         sparsity: chex.Numeric,
         *,
-        scope: str = "global",
+        optimizer: nnx.Optimizer | None = None,
+        scope: masks_lib.Scope = "global",
         where: masks_lib.Where | None = None,
+        score: masks_lib.Score = "magnitude",
     ) -> None:
         """Prunes further, in place; what was pruned before stays pruned.
 
         Args:
           model: the model.
           sparsity: share of the prunable weights to be pruned afterwards, in [0, 1].
-          scope: "global" or "leaf", as in `masks.magnitude_mask`.
+          optimizer: as in `nnx.prune`.
+          scope: what is ranked together, as in `masks.magnitude_mask`.
           where: predicate (path, leaf) -> bool; None: the parameters that have masks.
+          score: what is ranked, as in `masks.magnitude_mask`.
 
         Raises:
           ValueError: if `sparsity` is outside [0, 1] or below what is pruned already,
             or if `where` chooses a parameter that has no mask.
         """
-        params, held = self._params(model), self.tree()
+        params, held = _evaluated(model, self.wrt, optimizer), self.tree()
         if where is not None:
             checks.masks_for(chosen(params, where), held, params)
-        params, masks = masks_lib.prune_further(
-            params, sparsity, held, scope=scope, where=where
+        _, masks = masks_lib.prune_further(
+            params, sparsity, held, scope=scope, where=where, score=score
         )
         self._store(masks)
-        nnx.update(model, params)
+        self._begin(model, optimizer)
 
     def prune_on_schedule(
         self,
@@ -124,8 +164,10 @@ class PruningMasks(nnx.Pytree):
         step: jax.typing.ArrayLike,
         density: optax.ScalarOrSchedule,
         *,
+        optimizer: nnx.Optimizer | None = None,
         every: int = 1,
-        scope: str = "global",
+        scope: masks_lib.Scope = "global",
+        score: masks_lib.Score = "magnitude",
     ) -> None:
         """Prunes to `density(step)` at every so many steps, in place, under nnx.jit.
 
@@ -134,28 +176,40 @@ class PruningMasks(nnx.Pytree):
           step: number of steps done, such as `optimizer.step[...]`.
           density: schedule step -> share of the prunable weights to keep, such as
             `schedules.cubic_density`. Where it rises, nothing is undone.
+          optimizer: as in `nnx.prune`.
           every: number of steps from one change of the masks to the next.
-          scope: "global" or "leaf".
+          scope: what is ranked together, as in `masks.magnitude_mask`.
+          score: what is ranked, as in `masks.magnitude_mask`.
 
         Raises:
           ValueError: as `masks.mask_on_schedule`.
         """
         masks = masks_lib.mask_on_schedule(
-            self._params(model), self.tree(), step, density, every=every, scope=scope
+            _evaluated(model, self.wrt, optimizer),
+            self.tree(),
+            step,
+            density,
+            every=every,
+            scope=scope,
+            score=score,
         )
         self._store(masks)
-        self.apply(model)
+        self._hold(model, optimizer)
 
-    def finalised(self, model: nnx.Module) -> Any:
-        """The model's plain parameters to ship, pruned weights at +0.0.
+    def finalised(
+        self, model: nnx.Module, optimizer: nnx.Optimizer | None = None
+    ) -> Any:
+        """The plain parameters to ship, pruned weights at +0.0.
 
         Args:
           model: the model.
+          optimizer: its optimizer, so that they are those to evaluate; None: the
+            model's.
 
         Returns:
           nnx.State of arrays, those that `wrt` selects.
         """
-        return masks_lib.finalise(self._params(model), self.tree())
+        return masks_lib.finalise(_evaluated(model, self.wrt, optimizer), self.tree())
 
     def _store(self, masks: Any) -> None:
         variables = jax.tree.leaves(
@@ -167,16 +221,74 @@ class PruningMasks(nnx.Pytree):
     def _params(self, model: nnx.Module) -> Any:
         return nnx.as_pure(nnx.state(model, self.wrt))
 
+    def _like(self, params: Any) -> Any:
+        """The masks for some of the parameters, None where one has none."""
+        return _by_path(params, self.tree(), lambda _: None)
+
+    def _begin(self, model: nnx.Module, optimizer: nnx.Optimizer | None) -> None:
+        """The model and the state at the evaluated parameters, pruned."""
+        if optimizer is not None:
+            state, params = copies.all_relevant(*_loop(optimizer, model))
+            nnx.update(model, params)
+            _set(optimizer, state)
+        self._hold(model, optimizer)
+
+    def _hold(self, model: nnx.Module, optimizer: nnx.Optimizer | None) -> None:
+        """Zeros in the model, and what a new state has in that of the optimizer."""
+        self.apply(model)
+        if optimizer is not None:
+            state, params = _loop(optimizer, model)
+            masks = self._like(params)
+            state = copies.forget_pruned(optimizer.tx, state, params, masks)
+            _set(optimizer, state)
+
+
+def eval_params(optimizer: nnx.Optimizer, model: nnx.Module) -> Any:
+    """The parameters of a model to evaluate and save: `prunadag_optax.eval_params`.
+
+    Args:
+      optimizer: the optimizer that trains the model.
+      model: the model, with the parameters that the training loop holds.
+
+    Returns:
+      nnx.State of plain arrays, those that the optimizer trains; `nnx.update` puts them
+      into a copy of the model.
+
+    Raises:
+      ValueError: if the arguments are swapped, or the optimizer is another model's.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from flax import nnx
+      >>> from prunadag_optax import nnx as pruning_nnx
+      >>> from prunadag_optax import recipes
+      >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+      >>> tx = recipes.any_sparsity(10, densities=(0.25,), begin=0.0)
+      >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+      >>> loss = lambda model: (model(jnp.ones((3, 4))) ** 2).mean()
+      >>> for _ in range(10):
+      ...     _ = optimizer.update(model, nnx.grad(loss)(model))
+      >>> evaluated = nnx.clone(model)
+      >>> nnx.update(evaluated, pruning_nnx.eval_params(optimizer, model))
+      >>> [int((m.kernel[...] == 0).sum()) for m in (model, evaluated)]
+      [6, 0]
+    """
+    _check_optimizer(optimizer)
+    _check_model(model)
+    return copies.eval_params(*_loop(optimizer, model))
+
 
 def prune(
     model: nnx.Module,
     sparsity: chex.Numeric,
     *,
+    optimizer: nnx.Optimizer | None = None,
     wrt: nnx.filterlib.Filter = nnx.Param,
-    scope: str = "global",
+    scope: masks_lib.Scope = "global",
     where: masks_lib.Where | None = None,
+    score: masks_lib.Score = "magnitude",
 ) -> PruningMasks:
-    """Prunes a model by magnitude, in place, and returns its masks.
+    """Prunes a model, in place, and returns its masks.
 
     `prune(model, 0.0)` prunes nothing and gives masks to prune with later, without
     compiling anew.
@@ -184,17 +296,23 @@ def prune(
     Args:
       model: an nnx model; its pruned weights become zero.
       sparsity: share of the prunable weights to prune, in [0, 1].
+      optimizer: the optimizer that trains the model, if there is one. The parameters to
+        evaluate are then pruned, and become the model's with `gradient_at="pruned"`;
+        what its state holds for a pruned weight is as in a new state. Without it the
+        model's own parameters are ranked, which are not those to evaluate if the
+        optimizer keeps a copy; the copy gets the zeros in the next `update`.
       wrt: nnx filter that selects the parameters, such as `nnx.Param` or
         `nnx.All(nnx.Param, nnx.PathContains("kernel"))`.
-      scope: "global" or "leaf", as in `masks.magnitude_mask`.
+      scope: what is ranked together, as in `masks.magnitude_mask`.
       where: predicate (path, leaf) -> bool over the selected parameters; None is
         `masks.prunable`.
+      score: what is ranked, as in `masks.magnitude_mask`.
 
     Returns:
       The `PruningMasks` to train on with.
 
     Raises:
-      ValueError: if `sparsity` is outside [0, 1].
+      ValueError: if `sparsity` is outside [0, 1], or if `model` is no nnx model.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -203,7 +321,7 @@ def prune(
       >>> from prunadag_optax import nnx as pruning_nnx
       >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
       >>> optimizer = nnx.Optimizer(model, prunadag(0.1), wrt=nnx.Param)
-      >>> pruning = pruning_nnx.prune(model, 0.5)
+      >>> pruning = pruning_nnx.prune(model, 0.5, optimizer=optimizer)
       >>> @nnx.jit
       ... def step(model, optimizer, pruning, x):
       ...     grads = nnx.grad(lambda model: (model(x) ** 2).mean())(model)
@@ -212,7 +330,72 @@ def prune(
       >>> float(pruning.sparsity()), int((model.kernel[...] == 0).sum())
       (0.5, 4)
     """
+    params = _evaluated(model, wrt, optimizer)
+    _, masks = masks_lib.prune(params, sparsity, scope=scope, where=where, score=score)
+    # With the metadata by which the parameter is sharded.
+    variables = nnx.to_flat_state(nnx.state(model, wrt))
+    metadata = {path: _sharding(variable) for path, variable in variables}
+    held = [
+        (path, mask if mask is None else PruningMask(mask, **metadata[path]))
+        for path, mask in nnx.to_flat_state(masks)
+    ]
+    pruning = PruningMasks(nnx.from_flat_state(held), wrt=wrt)
+    pruning._begin(model, optimizer)
+    return pruning
+
+
+def _evaluated(
+    model: nnx.Module, wrt: nnx.filterlib.Filter, optimizer: nnx.Optimizer | None
+) -> Any:
+    """The parameters that `wrt` selects, as they are evaluated."""
+    _check_model(model)
     params = nnx.as_pure(nnx.state(model, wrt))
-    params, masks = masks_lib.prune(params, sparsity, scope=scope, where=where)
-    nnx.update(model, params)
-    return PruningMasks(masks, wrt=wrt)
+    if optimizer is None:
+        return params
+    return _by_path(params, eval_params(optimizer, model), lambda own: own)
+
+
+def _sharding(variable: nnx.Variable) -> dict[str, Any]:
+    metadata = variable.get_metadata()
+    names = ("out_sharding", "sharding_rules", "mesh")
+    return {name: metadata[name] for name in names if name in metadata}
+
+
+def _is_mask(node: Any) -> bool:
+    return isinstance(node, PruningMask)
+
+
+def _by_path(like: Any, tree: Any, default: Callable[[Any], Any]) -> Any:
+    """The leaves of a tree at the paths of another; where it has none, the default."""
+    found = dict(jax.tree_util.tree_leaves_with_path(tree))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: found[path] if path in found else default(leaf), like
+    )
+
+
+def _loop(optimizer: nnx.Optimizer, model: nnx.Module) -> tuple[Any, Any]:
+    """The optimizer's state and the parameters that it trains, as plain arrays."""
+    params = nnx.state(model, optimizer.wrt, graph=optimizer.graph)
+    return nnx.as_pure(optimizer.opt_state), nnx.as_pure(params)
+
+
+def _set(optimizer: nnx.Optimizer, opt_state: Any) -> None:
+    nnx.update(optimizer.opt_state, nnx.state(opt_state, graph=optimizer.graph))
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nnx.Pytree) or isinstance(
+        model, nnx.Optimizer | PruningMasks
+    ):
+        raise ValueError(
+            f"model must be an nnx model; got {checks.shown(model)}. For a pytree of "
+            "parameters there is prunadag_optax.masks.prune(params, sparsity)."
+        )
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, nnx.Optimizer):
+        raise ValueError(
+            f"optimizer must be an nnx.Optimizer; got {checks.shown(optimizer)}. Write "
+            "nnx.Optimizer(model, tx, wrt=nnx.Param)."
+        )

@@ -1,44 +1,119 @@
-r"""prunAdag with the settings to begin with, for a training of known length.
+r"""Pruning-aware training of known length, with the settings to begin with.
 
 Three ways to a network that can be pruned:
 
 * `targeted`: one sparsity, known before training, without a mask on the way.
 * `any_sparsity`: one training, one network, to be pruned to any sparsity afterwards.
-* `family`: one training that passes through several sparsities and hands over a network
+* `ladder`: one training that passes through several sparsities and hands over a network
   at each.
 
-All give to `prunadag_w` a learning rate that falls to zero, and a schedule of the
-relevant components. Its steps are Adam's, or with `b2=None` those of momentum SGD, for
-which `learning_rate` has to be in the scale of SGD's. The figures behind the settings
-are in benchmarks/results/recipe.md and networks.md.
+All give to `pruning_aware` a base optimizer, a learning rate that falls, and a schedule
+of the density. After `total_steps` the learning rate stays at 1% of its peak, and the
+density and the soft threshold keep their last values: what trains on still trains. The
+figures behind the settings are in benchmarks/results/recipe.md and networks.md.
+
+Under `optax.inject_hyperparams` name `total_steps` and `dense_share` in `static_args`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
 from prunadag_optax import masks, schedules
 from prunadag_optax._common import checks
-from prunadag_optax._core.pruning_aware import eval_params, prunadag_w
+from prunadag_optax._common.leaves import Scope, Where, prunable
+from prunadag_optax._core.eval_params import eval_params
+from prunadag_optax._core.pruning_aware import Score, pruning_aware
 
 # Parts of the training: before it the network is dense, after it the density is final.
 BEGIN, END = 0.1, 0.7
-# Strength of the l1 norm, with the steps of Adam and of SGD.
-ADAM_L1, SGD_L1 = 0.1, 1e-3
+
+Base = str | Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
+
+
+class _Kind(NamedTuple):
+    """A kind of base optimizer, with the settings that belong together.
+
+    Attributes:
+      make: function (learning rate, weight decay, where) -> the optimizer.
+      learning_rate: in the first part of the training.
+      l1: strength mu of the l1 norm; the soft threshold of a step is eta mu.
+      weight_decay: of `any_sparsity`, decoupled.
+    """
+
+    make: Callable[..., optax.GradientTransformation]
+    learning_rate: Any
+    l1: float
+    weight_decay: float
+
+
+def _decayed(where: Where | None) -> Callable[[Any], Any]:
+    """Which leaves weight decay is for: what is prunable, and other matrices."""
+
+    def leaf(path, x):
+        return (where or prunable)(path, x) or jnp.ndim(x) > 1
+
+    return lambda params: jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _adam(rate: Any, decay: Any, where: Where | None) -> optax.GradientTransformation:
+    return optax.adamw(rate, weight_decay=decay, mask=_decayed(where))
+
+
+def _momentum(
+    rate: Any, decay: Any, where: Where | None
+) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.trace(0.9),
+        optax.add_decayed_weights(decay, _decayed(where)),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+# Momentum SGD has learning rates a hundred times as large, and the rest to match.
+_KINDS = {
+    "adam": _Kind(_adam, 3e-3, l1=0.1, weight_decay=0.1),
+    "momentum": _Kind(_momentum, 0.15, l1=1e-3, weight_decay=1e-3),
+}
+
+
+def _kind_of(base: Base, learning_rate: Any) -> _Kind:
+    if isinstance(base, str) and base in _KINDS:
+        kind = _KINDS[base]
+    elif callable(base):
+        if learning_rate is None:
+            raise ValueError(
+                "learning_rate must be given with a base of your own: "
+                "targeted(total_steps, sparsity=0.9, base=optax.lion, "
+                "learning_rate=1e-4)."
+            )
+        kind = _Kind(lambda rate, decay, where: base(rate), learning_rate, 0.0, 0.0)
+    else:
+        raise ValueError(
+            f"base must be one of {sorted(_KINDS)} or a function learning_rate -> "
+            f"optax transformation, such as optax.lion; got {base!r:.80}."
+        )
+    return kind if learning_rate is None else kind._replace(learning_rate=learning_rate)
 
 
 def targeted(
     total_steps: int,
-    sparsity: chex.Numeric,
-    learning_rate: optax.ScalarOrSchedule = 3e-3,
     *,
+    sparsity: chex.Numeric,
+    base: Base = "adam",
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    l1: optax.ScalarOrSchedule | None = None,
+    weight_decay: chex.Numeric = 0.0,
     begin: float = BEGIN,
     end: float = END,
-    l1: optax.ScalarOrSchedule | None = None,
-    **settings: Any,
+    shrink_rate: optax.ScalarOrSchedule = 0.5,
+    score: Score = "magnitude",
+    where: Where | None = None,
+    scope: Scope = "global",
 ) -> optax.GradientTransformationExtraArgs:
     r"""For one sparsity that is known before training.
 
@@ -47,24 +122,31 @@ def targeted(
     with u from 0 to 1 between the parts `begin` and `end` of the training. What is no
     longer relevant shrinks by half in a step, so that at the end
     `masks.prune(params, sparsity)` takes away what is zero but for rounding. The l1
-    norm takes relevant weights that the loss does not ask for to zero before the share
-    does, and makes room for others.
+    norm takes relevant weights that the loss does not ask for to zero before the
+    density does, and makes room for others.
 
     Args:
       total_steps: length of the training, in steps.
       sparsity: sigma in [0, 1), the share of the prunable weights to prune afterwards.
-      learning_rate: of the first 60% of the training, in the scale of Adam's; from
-        there it falls to zero linearly. Or a schedule, taken as it is.
+      base: "adam"; "momentum", SGD with momentum 0.9; or a function learning_rate ->
+        transformation, such as `optax.lion`.
+      learning_rate: eta of the first 60% of the training; from there it falls to 1%
+        linearly. Or a schedule, taken as it is. None: 3e-3 with "adam", 0.15 with
+        "momentum".
+      l1: mu of the first 60% of the training, which falls as eta does; a step's soft
+        threshold is eta mu. Or a schedule, taken as it is. None: 0.1 with "adam", 0.001
+        with "momentum", 0 with a base of your own.
+      weight_decay: decoupled, of prunable leaves and other matrices, with a named base;
+        a base of your own has its own.
       begin: part of the training with the dense network, in [0, 1).
       end: part of the training after which T is final, in (begin, 1].
-      l1: mu of `prunadag_w` in the first 60% of the training; from there it falls to
-        zero linearly, as the learning rate does. Or a schedule, taken as it is. None:
-        0.1, or with `b2=None`, where learning rates are a hundred times as large,
-        0.001.
-      **settings: further arguments of `prunadag_w`.
+      shrink_rate: see `pruning_aware`, as the others.
+      score: what is ranked; give `masks.prune` the same.
+      where: predicate (path, leaf) -> bool; None: `masks.prunable`.
+      scope: what is ranked together.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs`; see `prunadag_w`.
+      An `optax.GradientTransformationExtraArgs`; see `pruning_aware`.
 
     Raises:
       ValueError: for an argument out of range.
@@ -73,7 +155,7 @@ def targeted(
       >>> import jax, jax.numpy as jnp, optax
       >>> from prunadag_optax import masks, recipes
       >>> loss = lambda x: jnp.sum((x - jnp.array([2.0, 0.1, -3.0, 0.2])) ** 2)
-      >>> tx = recipes.targeted(400, 0.5, 0.1)
+      >>> tx = recipes.targeted(400, sparsity=0.5, learning_rate=0.1)
       >>> x = jnp.array([1.0, 0.5, -1.0, 0.5])
       >>> state, update = tx.init(x), jax.jit(tx.update)
       >>> for _ in range(400):
@@ -85,72 +167,76 @@ def targeted(
     """
     _check_length(total_steps, begin, end)
     checks.scalar("sparsity", sparsity, least=0, below=1)
-    relevant = schedules.cubic_density(
+    density = schedules.cubic_density(
         1 - sparsity, begin=begin * total_steps, end=end * total_steps
     )
-    return prunadag_w(
-        _falling("learning_rate", learning_rate, total_steps),
-        relevant,
-        l1=_pull(l1, total_steps, settings),
-        **settings,
+    optimizer, soft_threshold = _base_of(
+        base, total_steps, learning_rate, l1, weight_decay, where
+    )
+    return pruning_aware(
+        optimizer,
+        density,
+        score=score,
+        shrink_rate=shrink_rate,
+        soft_threshold=soft_threshold,
+        where=where,
+        scope=scope,
     )
 
 
 def any_sparsity(
     total_steps: int,
-    learning_rate: optax.ScalarOrSchedule = 3e-3,
     *,
-    levels: Sequence[float] = schedules.SELDOM_DENSE,
+    base: Base = "adam",
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    l1: optax.ScalarOrSchedule | None = None,
+    weight_decay: chex.Numeric | None = None,
+    dense_share: float = 0.1,
+    densities: Sequence[float] | None = None,
     begin: float = BEGIN,
     end: float = 0.6,
-    weight_decay: optax.ScalarOrSchedule | None = None,
-    l1: optax.ScalarOrSchedule | None = None,
-    **settings: Any,
+    shrink_rate: optax.ScalarOrSchedule = 0.0,
+    score: Score = "magnitude",
+    where: Where | None = None,
+    scope: Scope = "global",
 ) -> optax.GradientTransformationExtraArgs:
     r"""For any sparsity, chosen after training.
 
     .. math:: T_k / n = \max(\ell_{k \bmod L}, f_k), \quad g_k = \nabla f(P_{R_k} x_k)
 
-    The shares take turns, and each step trains what is left of the network at that
-    share, and nothing else (`evaluate="relevant"`); f_k comes down from 1 to the
-    smallest of them as in `targeted`. So the networks at all shares, which lie within
-    one another, are trained together. The l1 norm makes the larger ones lean on the
-    smaller: a weight that does not earn its place falls in the ranking.
+    The densities l take turns, and each step trains what is left of the network at that
+    density, and nothing else (`gradient_at="pruned"`); f_k comes down from 1 to the
+    smallest of them as in `targeted`. So the networks at all densities, which lie
+    within one another, are trained together. The l1 norm makes the larger ones lean on
+    the smaller: a weight that does not earn its place falls in the ranking.
 
     The training loop then holds pruned parameters. Take those to evaluate and to save
-    from `eval_params(state, params)`, and prune them by `masks.prune`; running averages
-    of BatchNorm have seen all shares in turn and want to be recomputed for the one
-    chosen, or kept for each share (docs/recipes.md).
+    from `eval_params(state, params)`, and prune them by `masks.prune`; the Flax helpers
+    do. Running averages of BatchNorm have seen all densities in turn and want to be
+    recomputed for the one chosen, or kept for each density (docs/recipes.md).
 
-    Convolutional networks and transformers want the steps of momentum SGD, `b2=None`,
-    with a learning rate of 0.15, say: with Adam's they are points worse
-    (docs/recipes.md).
-
-    Every tenth step of the default levels trains the dense network, with
-    `levels=schedules.LEVELS` every fourth. The more often it has its turn the better it
-    is, and the worse the others. To lose little or next to nothing of it, take
-    `schedules.OFTEN_DENSE`, two steps in three, or `schedules.MOSTLY_DENSE`, seven in
-    eight, with `l1=0.0`.
+    Convolutional networks and transformers want `base="momentum"`: with Adam's steps
+    they are points worse (docs/recipes.md).
 
     Args:
       total_steps: length of the training, in steps.
-      learning_rate: of the first 60% of the training, in the scale of Adam's; from
-        there it falls to zero linearly. Or a schedule, taken as it is.
-      levels: the shares l of the prunable weights to train, in (0, 1], in their order;
-        one that comes up twice has two turns.
+      base: see `targeted`.
+      learning_rate: see `targeted`.
+      l1: see `targeted`. More helps the smallest networks and costs the larger.
+      weight_decay: see `targeted`; None: 0.1 with "adam", 0.001 with "momentum".
+      dense_share: share of the turns that train the dense network, in [0, 1). The more
+        it has the better it is, and the worse the sparse ones.
+      densities: the turns l themselves, in (0, 1], in their order; None is
+        `schedules.density_cycle(dense_share)`.
       begin: part of the training with the dense network, in [0, 1).
-      end: part of the training after which all shares take turns, in (begin, 1].
-      weight_decay: lambda of `prunadag_w`; None: 0.1, or with `b2=None`, where learning
-        rates are a hundred times as large, 0.001.
-      l1: mu of `prunadag_w` in the first 60% of the training; from there it falls to
-        zero linearly, as the learning rate does. Or a schedule, taken as it is. More
-        helps the smallest networks and costs the larger. None: 0.1, or with `b2=None`
-        0.001.
-      **settings: further arguments of `prunadag_w`; decreasable weights do not shrink
-        unless `decrease_schedule` says so.
+      end: part of the training after which all densities take turns, in (begin, 1].
+      shrink_rate: see `pruning_aware`, as the others.
+      score: what is ranked; give `masks.prune` the same.
+      where: predicate (path, leaf) -> bool; None: `masks.prunable`.
+      scope: what is ranked together.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs`; see `prunadag_w`.
+      An `optax.GradientTransformationExtraArgs`; see `pruning_aware`.
 
     Raises:
       ValueError: for an argument out of range.
@@ -160,7 +246,7 @@ def any_sparsity(
       >>> from prunadag_optax import eval_params, masks, recipes
       >>> matrix = jnp.array([[1.0, 0.5], [0.0, 0.1]])
       >>> loss = lambda x: jnp.sum((matrix @ x - jnp.array([2.0, 0.1])) ** 2)
-      >>> tx = recipes.any_sparsity(1000, 0.1, levels=(1.0, 0.5))
+      >>> tx = recipes.any_sparsity(1000, learning_rate=0.1, densities=(1.0, 0.5))
       >>> x = jnp.array([1.0, 0.5])
       >>> state, update = tx.init(x), jax.jit(tx.update)
       >>> for _ in range(1000):
@@ -172,23 +258,28 @@ def any_sparsity(
       True
     """
     _check_length(total_steps, begin, end)
+    if densities is None:
+        densities = schedules.density_cycle(dense_share)
     least = schedules.cubic_density(
-        min(levels, default=1.0), begin=begin * total_steps, end=end * total_steps
+        min(densities, default=1.0), begin=begin * total_steps, end=end * total_steps
     )
-    settings = {"decrease_schedule": 0.0, "evaluate": "relevant"} | settings
-    if weight_decay is None:
-        weight_decay = 1e-3 if _is_sgd(settings) else 0.1
-    return prunadag_w(
-        _falling("learning_rate", learning_rate, total_steps),
-        schedules.cyclic_density(levels, least=least),
-        weight_decay=weight_decay,
-        l1=_pull(l1, total_steps, settings),
-        **settings,
+    optimizer, soft_threshold = _base_of(
+        base, total_steps, learning_rate, l1, weight_decay, where
+    )
+    return pruning_aware(
+        optimizer,
+        schedules.cyclic_density(densities, least=least),
+        score=score,
+        shrink_rate=shrink_rate,
+        soft_threshold=soft_threshold,
+        gradient_at="pruned",
+        where=where,
+        scope=scope,
     )
 
 
 class Member(NamedTuple):
-    """A network of a family."""
+    """A network of a ladder."""
 
     sparsity: float  # the share of the prunable weights that is zero
     step: int  # the steps done
@@ -197,7 +288,7 @@ class Member(NamedTuple):
     aux: Any  # what `gradient` passes on
 
 
-def family(
+def ladder(
     gradient: Callable[..., Any],
     params: optax.Params,
     batches: Iterable[Any],
@@ -205,13 +296,17 @@ def family(
     total_steps: int,
     sparsities: Sequence[float] = (0.9, 0.95, 0.98, 0.99),
     parts: Sequence[float] | None = None,
-    learning_rate: chex.Numeric = 3e-3,
+    base: Base = "adam",
+    learning_rate: chex.Numeric | None = None,
     aux: Any = None,
-    **settings: Any,
+    shrink_rate: optax.ScalarOrSchedule = 0.5,
+    score: Score = "magnitude",
+    where: Where | None = None,
+    scope: Scope = "global",
 ) -> Iterator[Member]:
     r"""Networks at rising sparsities, one after another out of one training.
 
-    The share of relevant components comes down a staircase, with one plateau for each
+    The density comes down a staircase, with one plateau for each
     sparsity. In each stage the learning rate falls from its start to zero along a half
     cosine, and at the end of the stage the network is pruned and handed over; training
     goes on from where it was.
@@ -226,9 +321,13 @@ def family(
       sparsities: of the members, rising, in (0, 1).
       parts: of the training, for each stage its part; None is 2/5 of it for the first
         and the rest in equal parts.
-      learning_rate: where each half cosine begins, in the scale of Adam's.
+      base: see `targeted`.
+      learning_rate: where each half cosine begins; None is that of `targeted`.
       aux: pytree to pass from step to step, or None.
-      **settings: further arguments of `prunadag_w`.
+      shrink_rate: see `pruning_aware`, as the others.
+      score: what is ranked, and pruned by.
+      where: predicate (path, leaf) -> bool; None: `masks.prunable`.
+      scope: what is ranked together.
 
     Yields:
       A `Member` for each sparsity, as soon as it is there.
@@ -241,7 +340,7 @@ def family(
       >>> from prunadag_optax import recipes
       >>> target = jnp.array([2.0, 0.1, -3.0, 0.2])
       >>> loss = lambda x, batch: jnp.sum((x - target + batch) ** 2)
-      >>> members = recipes.family(
+      >>> members = recipes.ladder(
       ...     jax.grad(loss), jnp.array([1.0, 0.5, -1.0, 0.5]), itertools.repeat(0.0),
       ...     total_steps=600, sparsities=(0.5, 0.75), learning_rate=0.1,
       ... )
@@ -263,9 +362,17 @@ def family(
         checks.scalar("parts", part, above=0, most=1)
         done += part
         ends.append(round(total_steps * done / sum(parts)))
-    relevant = schedules.staircase_density([1 - s for s in sparsities], ends=ends)
-    tx = prunadag_w(_restarts(learning_rate, ends), relevant, **settings)
-    where = settings.get("where") or masks.prunable
+    checks.integer("total_steps", total_steps, least=len(sparsities))
+    density = schedules.staircase_density([1 - s for s in sparsities], ends=ends)
+    kind = _kind_of(base, learning_rate)
+    tx = pruning_aware(
+        kind.make(_restarts(kind.learning_rate, ends), 0.0, where),
+        density,
+        score=score,
+        shrink_rate=shrink_rate,
+        where=where,
+        scope=scope,
+    )
 
     @jax.jit
     def step(params, state, aux, batch):
@@ -294,7 +401,7 @@ def family(
                 eval_params(state, params),
                 sparsity,
                 where=where,
-                scope=settings.get("scope", "global"),
+                scope=scope,
             )
             yield Member(sparsity, end, pruned, mask, aux)
             begin = end
@@ -317,28 +424,31 @@ def _restarts(learning_rate: chex.Numeric, ends: Sequence[int]) -> optax.Schedul
 def _falling(
     name: str, value: optax.ScalarOrSchedule, total_steps: int
 ) -> optax.Schedule:
-    """Constant for 60% of the training, then falling to zero; a schedule as it is."""
+    """Constant for 60% of the training, then falling to 1%; a schedule as it is."""
     if callable(value):
         return value
     checks.scalar(name, value, least=0)
     return schedules.stable_decay(value, total_steps)
 
 
-def _is_sgd(settings: Mapping[str, Any]) -> bool:
-    """Whether the settings of `prunadag_w` ask for the steps of SGD."""
-    return settings.get("b2", 0.999) is None
-
-
-def _pull(
-    l1: optax.ScalarOrSchedule | None, total_steps: int, settings: Mapping[str, Any]
-) -> optax.Schedule:
-    """The strength of the l1 norm; None is the default of the steps."""
-    if l1 is None:
-        l1 = SGD_L1 if _is_sgd(settings) else ADAM_L1
-    return _falling("l1", l1, total_steps)
+def _base_of(
+    base: Base,
+    total_steps: int,
+    learning_rate: Any,
+    l1: Any,
+    weight_decay: Any,
+    where: Where | None,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The base optimizer and the soft threshold, with the defaults of its kind."""
+    kind = _kind_of(base, learning_rate)
+    rate = _falling("learning_rate", kind.learning_rate, total_steps)
+    strength = _falling("l1", kind.l1 if l1 is None else l1, total_steps)
+    decay = kind.weight_decay if weight_decay is None else weight_decay
+    checks.scalar("weight_decay", decay, least=0)
+    return kind.make(rate, decay, where), lambda count: rate(count) * strength(count)
 
 
 def _check_length(total_steps: int, begin: float, end: float) -> None:
-    checks.scalar("total_steps", total_steps, least=1)
+    checks.integer("total_steps", total_steps, least=1)
     checks.scalar("begin", begin, least=0, below=1)
     checks.scalar("end", end, above=begin, most=1)

@@ -18,23 +18,46 @@ from prunadag_optax._common.dtypes import value_at
 
 # Part of the training in which `stable_decay` does not fall.
 STABLE = 0.6
-# Turns of `recipes.any_sparsity`.
-# Every fourth step trains the dense network; of the others, the smaller the more often.
-LEVELS = (1.0, 0.01, 0.05, 0.02, 1.0, 0.1, 0.02, 0.01)
-# Every tenth step does, the default: for those who will prune, to 90, 95 or 98%.
-SELDOM_DENSE = (1.0, 0.1, 0.05, 0.02, 0.1, 0.05, 0.02, 0.01, 0.1, 0.05)
-# Two steps in three train the dense network, so that it loses little.
-OFTEN_DENSE = tuple(
-    share
-    for least in (0.2, 0.01, 0.1, 0.02, 0.5, 0.01, 0.15, 0.05)
-    for share in (1.0, 1.0, least)
-)
-# Seven steps in eight do, so that it loses next to nothing.
-MOSTLY_DENSE = tuple(
-    share
-    for least in (0.5, 0.1, 0.02, 0.5, 0.2, 0.01, 0.5, 0.05)
-    for share in (*(1.0,) * 7, least)
-)
+# What of a learning rate is left after the training.
+FINAL = 0.01
+# The sparse turns of a cycle: those who prune, prune to 90, 95 or 98%.
+SPARSE_TURNS = (0.1, 0.05, 0.02, 0.1, 0.05, 0.02, 0.01, 0.1, 0.05)
+
+
+def density_cycle(
+    dense_share: float = 0.1, turns: Sequence[float] = SPARSE_TURNS
+) -> tuple[float, ...]:
+    """The turns of `recipes.any_sparsity`: the dense network's among the sparse ones.
+
+    Args:
+      dense_share: share of the turns that train the dense network, in [0, 1), to the
+        nearest number of turns; they lie evenly among the others.
+      turns: the other densities, in (0, 1], in their order.
+
+    Returns:
+      The densities of a cycle.
+
+    Raises:
+      ValueError: for an argument out of range.
+
+    Examples:
+      >>> from prunadag_optax import schedules
+      >>> schedules.density_cycle(0.5, (0.1, 0.05))
+      (1.0, 0.1, 1.0, 0.05)
+    """
+    if checks.is_scalar_array(dense_share):
+        raise ValueError(
+            "dense_share must be a Python number; got an array. Under "
+            "optax.inject_hyperparams name it: static_args=('dense_share', ...)."
+        )
+    checks.scalar("dense_share", dense_share, least=0, below=1)
+    number = len(turns)
+    dense = round(number * dense_share / (1 - dense_share))
+    cycle: list[float] = []
+    for i, turn in enumerate(turns):
+        before, after = (-(-j * dense // number) for j in (i, i + 1))
+        cycle += [1.0] * (after - before) + [turn]
+    return tuple(cycle)
 
 
 def cubic_density(
@@ -110,14 +133,14 @@ def one_shot_density(density: chex.Numeric, *, step: int) -> optax.Schedule:
 
 
 def cyclic_density(
-    levels: Sequence[float] = LEVELS, *, least: optax.ScalarOrSchedule = 0.0
+    densities: Sequence[float], *, least: optax.ScalarOrSchedule = 0.0
 ) -> optax.Schedule:
     r"""Densities that take turns, so that each of them is trained all the time.
 
     .. math:: \max(\ell_{k \bmod L}, f_k)
 
     Args:
-      levels: l_0 .. l_{L-1} in (0, 1]; one that comes up twice has two turns.
+      densities: l_0 .. l_{L-1} in (0, 1]; one that comes up twice has two turns.
       least: f_k, number or schedule, that no density goes below, such as a
         `cubic_density` which lets the smaller ones come in one after another.
 
@@ -125,7 +148,7 @@ def cyclic_density(
       Schedule count -> density.
 
     Raises:
-      ValueError: if there is no level or one out of range.
+      ValueError: if there is no density or one out of range.
 
     Examples:
       >>> from prunadag_optax import schedules
@@ -133,11 +156,11 @@ def cyclic_density(
       >>> [round(float(density(step)), 2) for step in range(4)]
       [1.0, 0.1, 0.01, 1.0]
     """
-    if not len(levels):
-        raise ValueError("levels must have at least one density in (0, 1]; got none.")
-    for level in levels:
-        checks.scalar("levels", level, above=0, most=1)
-    shares = np.array(levels, np.float32)
+    if not len(densities):
+        raise ValueError("densities must hold at least one in (0, 1]; got none.")
+    for density in densities:
+        checks.scalar("densities", density, above=0, most=1)
+    shares = np.array(densities, np.float32)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         turn = jnp.asarray(shares)[jnp.asarray(count, jnp.int32) % len(shares)]
@@ -190,17 +213,25 @@ def staircase_density(
 
 
 def stable_decay(
-    learning_rate: chex.Numeric, total_steps: int, *, stable: float = STABLE
+    learning_rate: chex.Numeric,
+    total_steps: int,
+    *,
+    stable: float = STABLE,
+    final: float = FINAL,
 ) -> optax.Schedule:
-    r"""A learning rate that is constant for most of the training, then falls to zero.
+    r"""A learning rate that is constant for most of the training, then falls to 1%.
 
-    .. math:: \eta_k = \eta \min\left(1, \frac{N - k}{N - N_0}\right), \quad
+    .. math:: \eta_k = \eta \left( f + (1 - f)
+       \min\left(1, \max\left(0, \frac{N - k}{N - N_0}\right)\right) \right), \quad
        N_0 = \lfloor s N \rfloor
+
+    After the training it stays at f eta, so that a training that goes on still learns.
 
     Args:
       learning_rate: eta >= 0.
       total_steps: N >= 1.
       stable: s in [0, 1), the part of the training for which it is constant.
+      final: f in [0, 1], what is left of eta after the training.
 
     Returns:
       Schedule count -> learning rate.
@@ -212,17 +243,19 @@ def stable_decay(
       >>> from prunadag_optax import schedules
       >>> rate = schedules.stable_decay(0.5, 10)
       >>> [round(float(rate(step)), 3) for step in (0, 6, 7, 9, 10)]
-      [0.5, 0.5, 0.375, 0.125, 0.0]
+      [0.5, 0.5, 0.376, 0.129, 0.005]
 
     References:
       A. Haegele and others, Scaling laws and compute-optimal training beyond fixed
       training durations, arXiv:2405.18392 (constant rate with cooldown).
     """
     checks.scalar("learning_rate", learning_rate, least=0)
-    checks.scalar("total_steps", total_steps, least=1)
+    checks.integer("total_steps", total_steps, least=1)
     checks.scalar("stable", stable, least=0, below=1)
+    checks.scalar("final", final, least=0, most=1)
     begin = int(stable * total_steps)
-    return optax.linear_schedule(learning_rate, 0.0, total_steps - begin, begin)
+    last = final * learning_rate
+    return optax.linear_schedule(learning_rate, last, total_steps - begin, begin)
 
 
 def _begins_of_stages(finals: Sequence[float], ends: Sequence[int]) -> list[int]:

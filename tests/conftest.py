@@ -40,6 +40,22 @@ OPTIMISED = {
 }
 
 
+# These take a minute or more.
+LONG = {
+    "test_algorithm",
+    "test_distributed",
+    "test_hard_thresholding",
+    "test_notebooks",
+    "test_proximal",
+    "test_sweep",
+}
+
+
+def pytest_collection_modifyitems(items):
+    """The long files come first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _compilation(request):
     """All others compile in three quarters of the time with few optimisations.

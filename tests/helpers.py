@@ -1,5 +1,7 @@
 """What several test files use: precision, small trees, loops of steps, comparisons."""
 
+import os
+import pathlib
 import re
 
 import jax
@@ -141,3 +143,19 @@ def refused(*parts, error=ValueError):
     """An error whose message has these parts, in this order."""
     pattern = ".*".join(re.escape(str(part)) for part in parts)
     return pytest.raises(error, match=f"(?s){pattern}")
+
+
+# Other processes.
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def environment(**variables):
+    """That of a shell, and this tree's package where it is not installed.
+
+    Without the devices, options and backend of this test run.
+    """
+    left_out = "XLA_FLAGS", "PYTEST_ADDOPTS", "MPLBACKEND"
+    shell = {k: v for k, v in os.environ.items() if k not in left_out}
+    paths = [str(ROOT), *filter(None, [shell.get("PYTHONPATH")])]
+    return shell | {"PYTHONPATH": os.pathsep.join(paths)} | variables

@@ -6,7 +6,6 @@ installed source, with our list put before the line that first reads it. Nothing
 installed package is changed, and line numbers in tracebacks agree with it.
 """
 
-import functools
 import importlib.util
 import pathlib
 import types
@@ -94,6 +93,34 @@ def thresholded_adam(
     )
 
 
+def aware_adam(
+    learning_rate: optax.ScalarOrSchedule, density, gradient_at="params"
+) -> optax.GradientTransformation:
+    return prunadag_optax.pruning_aware(
+        optax.adam(learning_rate),
+        density,
+        gradient_at=gradient_at,
+        where=masks.everything,
+    )
+
+
+def gsm(
+    learning_rate: optax.ScalarOrSchedule,
+    compression,
+    momentum,
+    weight_decay,
+    **options,
+) -> optax.GradientTransformation:
+    return sparse_momentum.gsm(
+        learning_rate,
+        compression,
+        momentum,
+        weight_decay,
+        where=masks.everything,
+        **options,
+    )
+
+
 def fw2(
     learning_rate: optax.ScalarOrSchedule, radius, support
 ) -> optax.GradientTransformation:
@@ -102,7 +129,7 @@ def fw2(
 
 FACTORIES = {
     "prunadag": prunadag_optax.prunadag,
-    "prunadag_w": functools.partial(prunadag_optax.prunadag_w, where=masks.everything),
+    "aware_adam": aware_adam,
     "prox_adam": proximal.prox_adam,
     "prox_rms": prox_rms,
     "prox_sgd": proximal.prox_sgd,
@@ -111,7 +138,7 @@ FACTORIES = {
     "conditional_gradient": frank_wolfe.conditional_gradient,
     "fw2": fw2,
     "thresholded_adam": thresholded_adam,
-    "gsm": sparse_momentum.gsm,
+    "gsm": gsm,
     "linbreg": bregman.linbreg,
     "adabreg": bregman.adabreg,
 }
@@ -133,7 +160,7 @@ SLOW, FAST = {"learning_rate": 1e-3}, {"learning_rate": 0.1}
 MOMENTUM = SLOW | {"momentum": 0.9, "weight_decay": 0.0}
 BALL = {"radius": 1000.0, "support": 1.0}
 METHODS = [
-    ("prunadag_w", FAST | {"relevant": 1.0}),
+    ("aware_adam", FAST | {"density": 1.0}),
     ("prox_adam", FAST | WEAK_LASSO),
     ("prox_rms", {"learning_rate": 5e-3} | WEAK_L1),
     ("prox_sgd", SLOW | WEAK_LASSO),
@@ -148,10 +175,7 @@ METHODS = [
     ("adabreg", FAST | L1),
 ]
 MORE_METHODS = [
-    (
-        "prunadag_w",
-        FAST | {"relevant": 1.0, "evaluate": "relevant"},
-    ),
+    ("aware_adam", FAST | {"density": 1.0, "gradient_at": "pruned"}),
     ("fw2", SLOW | BALL),
     ("prox_adam", FAST | WEAK_L1 | {"corrected_metric": False}),
     ("prox_sgd", SLOW | WEAK_L1 | {"momentum": 0.9}),

@@ -17,11 +17,11 @@ from flax.core import FrozenDict
 
 from prunadag_optax import (
     ScaleByPrunadagState,
-    ScaleByPrunadagWState,
     masks,
     prunadag,
-    prunadag_w,
+    pruning_aware,
 )
+from prunadag_optax._core.pruning_aware import GradientAtPrunedState, PruningAwareState
 from prunadag_optax.methods import (
     bregman,
     dual_averaging,
@@ -266,18 +266,29 @@ def ticket(learning_rate):
     return optax.GradientTransformationExtraArgs(lambda x: on(x).init(x), update)
 
 
-def shrunk_adam(learning_rate, b1, b2, eps, relevant, decrease_schedule):
-    return prunadag_w(
-        learning_rate, relevant, b1=b1, b2=b2, eps=eps, where=masks.everything,
-        decrease_schedule=decrease_schedule,
-    )  # fmt: skip
+def shrunk_adam(learning_rate, b1, b2, eps, density, shrink_rate):
+    return pruning_aware(
+        optax.adam(learning_rate, b1, b2, eps),
+        density,
+        shrink_rate=shrink_rate,
+        where=masks.everything,
+    )
 
 
-def adam_at_the_relevant(learning_rate, b1, b2, eps, relevant, weight_decay, l1):
-    return prunadag_w(
-        learning_rate, relevant, b1=b1, b2=b2, eps=eps, where=masks.everything,
-        weight_decay=weight_decay, l1=l1, evaluate="relevant",
-    )  # fmt: skip
+def adam_at_the_pruned(learning_rate, b1, b2, eps, density, soft_threshold):
+    return pruning_aware(
+        optax.adamw(learning_rate, b1, b2, eps, weight_decay=0.25),
+        density,
+        soft_threshold=soft_threshold,
+        gradient_at="pruned",
+        where=masks.everything,
+    )
+
+
+def gsm(learning_rate, compression, momentum, weight_decay):
+    return sparse_momentum.gsm(
+        learning_rate, compression, momentum, weight_decay, where=masks.everything
+    )
 
 
 DUAL = RATE | {"momentum": 0.5, "milestones": (2,), "decay": 0.5}
@@ -331,7 +342,7 @@ METHODS = {
     ),
     "gradual pruning": Method(gradual_adam, ADAM, gradual_pruning.GradualPruningState),
     "gsm": Method(
-        sparse_momentum.gsm,
+        gsm,
         RATE | {"compression": 4.0, "momentum": 0.5, "weight_decay": 0.25},
         sparse_momentum.ActiveGradientsState,
     ),
@@ -349,15 +360,13 @@ METHODS = {
         bregman.adabreg, ADAM | {"regulariser": LASSO}, bregman.BregmanState
     ),
     "lottery ticket": Method(ticket, RATE, optax.ScaleByAdamState),
-    "prunadag_w": Method(
-        shrunk_adam,
-        ADAM | {"relevant": 0.75, "decrease_schedule": 0.25},
-        ScaleByPrunadagWState,
+    "pruning-aware Adam": Method(
+        shrunk_adam, ADAM | {"density": 0.75, "shrink_rate": 0.25}, PruningAwareState
     ),
-    "prunadag_w, at the relevant": Method(
-        adam_at_the_relevant,
-        ADAM | {"relevant": 0.75, "weight_decay": 0.25, "l1": 0.125},
-        ScaleByPrunadagWState,
+    "pruning-aware Adam, at the pruned": Method(
+        adam_at_the_pruned,
+        ADAM | {"density": 0.75, "soft_threshold": 2.0**-6},
+        GradientAtPrunedState,
     ),
 }
 

@@ -464,6 +464,42 @@ def test_the_controller_rests_between_its_steps_and_during_the_warmup():
     assert [int(state.controller.side) for _, state in path] == [0] * 6 + [1] * 4
 
 
+# Sides of the target on which the sparsity is, one a step, and the changes of sign.
+@pytest.mark.parametrize(
+    ("sides", "changes"),
+    [
+        ([-1, 0, -1, 0, -1], 0),
+        ([0, 0, -1, 0, 0], 0),
+        ([1, 0, 1, 0], 0),
+        ([-1, 0, 1], 1),
+        ([-1, 1, -1, 0, 1, 0, 1], 3),
+    ],
+)
+@pytest.mark.parametrize("zeros", [1, 3, 5, 7, 9])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_controller_counts_changes_of_sign_only(dtype, zeros, sides, changes):
+    # Without the guard a target of 0.9 is 2e-8 from 9 zeros of 10.
+    controller = Controller(zeros / 10, every=1, decay=0.5, acceleration=2.0)
+    tx = linearised_bregman(
+        optax.identity(), regularisers.l1(1.0), strength=0.5, adaptive=controller
+    )
+    w = jnp.ones((10, 1), dtype)
+    state, update = tx.init(w), jax.jit(tx.update)
+    strength, a, counted, last = 0.5, 2.0, 0, 0
+    for side in sides:
+        v = jnp.where(jnp.arange(10) < zeros + side, 0, 1e5)[:, None].astype(dtype)
+        updates, state = update(v - state.dual, state, w)
+        w = optax.apply_updates(w, updates)
+        counted += side * last < 0
+        last = side or last
+        factor = 1 + a * 0.5 ** max(counted - 1, 0) * 0.1
+        strength *= {-1: factor, 0: 1, 1: 1 / factor}[side]
+        assert int(state.controller.changes) == counted
+        assert int(state.controller.side) == -last
+        np.testing.assert_allclose(state.strength, strength, rtol=1e-5)
+    assert counted == changes
+
+
 def test_the_controller_counts_regularised_leaves_only():
     x = {"bias": np.zeros(100), "kernel": np.array([[1.0, 0.0, 0.0, 0.0]])}
     for where, expected in ((None, 0.75), (masks.everything, 103 / 104)):

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 from prunadag_optax import evaluation, masks, plotting, prunadag
+from tests.helpers import refused
 
 SPARSITIES = [0.0, 0.3, 0.5, 0.9, 1.0]
 
@@ -198,3 +199,21 @@ def test_plotting_without_matplotlib_says_what_to_install(monkeypatch):
     curve = evaluation.PruningCurve((0.0,), {"m": (1.0,)})
     with pytest.raises(ImportError, match=r"prunadag_optax\[plot\]"):
         plotting.plot_curves(curve)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "name"),
+    [
+        (evaluation.pruning_curve, "metric_fn"),
+        (evaluation.pruning_error, "loss_fn"),
+    ],
+)
+def test_swapped_and_wrong_arguments(evaluate, name, params):
+    loss = lambda p: jnp.sum(p["out"] ** 2)  # noqa: E731
+    with refused(f"{name} must be a function of the parameters", "got a dict"):
+        evaluate(params, loss, [0.5])
+    for sparsities in (0.5, "0.5", {"a": 0.5}, None):
+        with refused("sparsities must be a list of numbers, such as [0.5, 0.9]; got"):
+            evaluate(loss, params, sparsities)
+    with refused("params must be a pytree of parameters", "optimizer's state"):
+        evaluate(loss, optax.adam(0.1).init(params), [0.5])

@@ -194,9 +194,9 @@ def test_biases_are_kept_unless_where_says_otherwise():
 
 def test_bad_input_is_named():
     base, density = optax.sgd(0.1), schedules.one_shot_density(0.5, step=0)
-    with refused("every must be a finite number >= 1; got 0"):
+    with refused("every must be an integer >= 1; got 0"):
         gradual_magnitude_pruning(base, density, every=0)
-    with refused("scope must be 'global' or 'leaf'; got 'all'"):
+    with refused("scope must be 'global', 'leaf' or a function", "got 'all'"):
         gradual_magnitude_pruning(base, density, scope="all")
     with refused("density must be a schedule", "got 0.5"):
         gradual_magnitude_pruning(base, 0.5)  # pyright: ignore

@@ -114,7 +114,8 @@ def test_scopes_and_leaves_left_out():
     assert only_b == {"a": [1, 2], "b": [[0, 0, 5], None]}
     assert hard_threshold({}, 3) == {}
     # Biases stay as they are unless `where` says otherwise.
-    np.testing.assert_array_equal(hard_threshold(tree, 1)["a"], tree["a"])
+    matrix = {**tree, "c": jnp.array([[6.0, 7.0]])}
+    np.testing.assert_array_equal(hard_threshold(matrix, 1)["a"], tree["a"])
 
 
 # The iteration.

@@ -184,7 +184,7 @@ def test_clipping_norm_is_that_of_the_live_weights():
     assert_pruned(moved, 5)
 
 
-def test_moments_of_pruned_weights_fade_and_change_no_live_weight():
+def test_moments_of_pruned_weights_are_zero_and_change_no_live_weight():
     grads = [vector(seed) for seed in range(1, 9)]
 
     def run(spoil):
@@ -203,16 +203,8 @@ def test_moments_of_pruned_weights_fade_and_change_no_live_weight():
     assert_equal(state.params, spoiled.params)
     assert_equal(state.opt_state, spoiled.opt_state)
     assert_pruned(state, 6)
-    # Of the three pruned first only what was there before pruning is left, decayed.
-    before = make(vector(), optax.adam(0.1))
-    for g in grads[:3]:
-        before = before.apply_gradients(grads=g)
-    gone = ~np.asarray(before.prune(0.3).masks)
-    np.testing.assert_allclose(
-        np.asarray(state.opt_state[0].mu)[gone],
-        np.asarray(before.opt_state[0].mu)[gone] * 0.9**5,
-        rtol=1e-5,
-    )
+    for moment in (state.opt_state[0].mu, state.opt_state[0].nu):
+        np.testing.assert_array_equal(moment == 0, ~np.asarray(state.masks))
 
 
 def test_one_compilation_over_steps_and_masks(params):
@@ -447,7 +439,7 @@ def test_sparsity_out_of_range(sparsity, held):
 
 
 def test_unknown_scope():
-    with pytest.raises(ValueError, match="scope must be 'global' or 'leaf'"):
+    with pytest.raises(ValueError, match="scope must be 'global', 'leaf' or a func"):
         make(vector()).prune(0.5, scope="layer")
 
 
@@ -517,6 +509,8 @@ SCHEDULES = {
     "rising": (lambda count: 1 - 0.8 * (0.5 ** (count / 4)), 1),
     "a number": (0.3, 5),
 }
+# Where a schedule comes to its last value the masks do, too.
+ENDS = {"cubic, every 5": 18, "one-shot, every 5": 7}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -531,7 +525,7 @@ def test_schedule_is_followed_exactly(params, name):
     expected, kept = 0, flat(state.masks)
     for count in range(1, 22):
         state = step(state)
-        if count % every == 0:
+        if count % every == 0 or count == ENDS.get(name):
             share = float(value_at(density, count))
             expected = max(expected, KERNELS - round(share * KERNELS))
         assert_pruned(state, expected)
@@ -578,7 +572,7 @@ def test_schedule_for_leaves_without_masks_is_an_error(params):
 
 @pytest.mark.parametrize("every", [0, -1, "often"])
 def test_every_out_of_range(every):
-    with pytest.raises(ValueError, match="every must be a finite number >= 1"):
+    with pytest.raises(ValueError, match="every must be an integer >= 1"):
         make(vector()).prune_on_schedule(lambda count: 0.5, every=every)
 
 

@@ -14,6 +14,7 @@ import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import strategies as st
 
@@ -452,7 +453,8 @@ def test_n_m_mask_needs_floats():
     with pytest.raises(ValueError, match=r"params\['w'\] has dtype int32"):
         masks.n_m_mask(tree, 2, 4, where=masks.everything)
     # Which `prunable` leaves out.
-    assert masks.n_m_mask(tree, 2, 4) == {"w": None}
+    tree["v"] = jnp.ones((4, 4))
+    assert masks.n_m_mask(tree, 2, 4)["w"] is None
 
 
 # On top of a mask already held.
@@ -622,7 +624,7 @@ def test_mask_on_schedule_step_by_step(scope, every, compiled):
     for count in range(12):
         before, held = held, at(params, held, count)
         assert held["bias"] is None
-        if count % every:
+        if count % every and count != 8:  # at which the schedule ends
             assert_equal(held, before)
             continue
         share = float(density(count))
@@ -651,8 +653,8 @@ def test_mask_on_schedule_counts_down_from_unsigned_steps():
     [
         ({"density": 0.0}, "density must be a finite number > 0 and <= 1; got 0.0"),
         ({"density": 95}, "density must be a finite number > 0 and <= 1; got 95"),
-        ({"every": 0}, "every must be a finite number >= 1; got 0"),
-        ({"scope": "row"}, "scope must be 'global' or 'leaf'; got 'row'"),
+        ({"every": 0}, "every must be an integer >= 1; got 0"),
+        ({"scope": "row"}, "scope must be 'global', 'leaf' or a function"),
     ],
 )
 def test_mask_on_schedule_arguments(arguments, message):
@@ -711,3 +713,176 @@ def test_curve_recalibrates():
     assert curve.sparsities == tuple(sparsities)
     # The parameters stay as they were.
     np.testing.assert_array_equal(params["w"], np.arange(1.0, 11.0).reshape(2, 5))
+
+
+# A schedule that ends between two changes.
+
+
+def steps_of_change(density, every, compiled, last=140):
+    """The step -> number kept, for the steps at which the mask changes."""
+
+    def at(held, count):
+        return masks.mask_on_schedule(
+            jnp.arange(1000.0), held, count, density, every=every
+        )
+
+    at = jax.jit(at) if compiled else at
+    held, changes = jnp.ones(1000, bool), {}
+    for count in range(last):
+        before, held = held, at(held, jnp.uint32(count))
+        if (before != held).any():
+            changes[count] = int(held.sum())
+    return changes
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_schedule_reaches_its_end_between_two_changes(compiled):
+    density = optax.linear_schedule(1.0, 0.1, 101)
+    changes = steps_of_change(density, 20, compiled)
+    assert list(changes) == [20, 40, 60, 80, 100, 101]
+    assert changes[101] == 100
+    assert changes[100] == round(1000 * float(density(100))) == 109
+    # Where it ends at a change, or before the first.
+    density = optax.linear_schedule(1.0, 0.1, 100)
+    assert [*steps_of_change(density, 20, compiled)] == [20, 40, 60, 80, 100]
+    density = lambda k: jnp.where(k < 3, 1.0, 0.2)  # noqa: E731
+    assert steps_of_change(density, 20, compiled, 9) == {3: 200}
+
+
+def test_stairs_fall_when_the_schedule_says():
+    stairs = lambda k: jnp.where(k < 25, 1.0, jnp.where(k < 65, 0.5, 0.1))  # noqa: E731
+    assert steps_of_change(stairs, 20, True) == {25: 500, 65: 100}
+    # Steps that are shorter than `every` are seen at its multiples, and the last one.
+    steep = lambda k: jnp.maximum(1.0 - (k // 5) * 0.1, 0.2)  # noqa: E731
+    assert list(steps_of_change(steep, 20, True)) == [20, 40]
+
+
+# Scores.
+
+
+def test_score_decides_what_is_pruned():
+    params = {"a": jnp.arange(1.0, 5.0).reshape(2, 2), "w": jnp.ones((2, 2))}
+    reciprocal = jax.tree.map(lambda x: 1 / x, params)
+    for score in (reciprocal, lambda params: jax.tree.map(lambda x: 1 / x, params)):
+        pruned, mask = masks.prune(params, 3 / 8, score=score)
+        assert mask["a"].tolist() == [[True, False], [False, False]]
+        assert mask["w"].all()
+        assert pruned["a"].tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    with refused("score and params must have the same tree structure; got ['w'] in"):
+        masks.prune(params, 0.5, score={"a": params["a"]})
+    with refused("score must be 'magnitude', 'lamp' or a function", "got 'size'"):
+        masks.prune(params, 0.5, score="size")
+
+
+def test_lamp_empties_no_layer():
+    rng = np.random.default_rng(0)
+    params = {
+        "large": jnp.asarray(rng.normal(size=(8, 9)), jnp.float32),
+        "small": jnp.asarray(rng.normal(size=(4, 5)) / 100, jnp.float32),
+    }
+    _, mask = masks.prune(params, 0.9, score="lamp")
+
+    def scores(x):
+        squares = np.square(np.asarray(x, np.float64)).ravel()
+        left = [squares[squares >= square].sum() for square in squares]
+        return (squares / left).reshape(x.shape)
+
+    together = np.concatenate([scores(x).ravel() for x in params.values()])
+    expected = pruned_by_sorting(together, round(0.9 * together.size))
+    np.testing.assert_array_equal(flat(mask), expected)
+    assert mask["small"].any()
+    assert not masks.prune(params, 0.9)[1]["small"].any()
+    # On its own, a layer has one order.
+    for scope in ("leaf", lambda path, leaf: 1):
+        assert_equal(
+            masks.magnitude_mask(params, 0.9, score="lamp", scope=scope),
+            masks.magnitude_mask(params, 0.9, scope=scope),
+        )
+    curve = evaluation.pruning_curve(
+        lambda p: jnp.sum(p["small"] != 0), params, [0.9], score="lamp"
+    )
+    assert curve.values["metric"] == (mask["small"].sum(),)
+
+
+# What is no tree of parameters.
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            optax.adam(0.1),
+            ["params must be a pytree of parameters; got an optax trans"],
+        ),
+        (optax.adam(0.1).init(jnp.ones(3)), ["got an optimizer's state"]),
+        (optax.sgd(0.1, 0.9).init(jnp.ones(3))[0], ["state (TraceState)"]),
+        (
+            optax.LookaheadParams.init_synced({"w": jnp.ones((2, 2))}),
+            ["LookaheadParams", "params.slow", "init_synced(pruned)"],
+        ),
+        ({"w": jnp.ones((2, 2)), "act": "relu"}, ["params['act'] must be an array"]),
+        (
+            {"w": jnp.ones((2, 2)), "f": jnp.tanh},
+            ["params['f'] must be an array; got a"],
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_no_tree_of_parameters(params, message):
+    for function in (
+        lambda: masks.prune(params, 0.5),
+        lambda: masks.n_m_mask(params, 2, 4),
+        lambda: masks.mask_on_schedule(params, None, 0, 0.5),
+        lambda: evaluation.pruning_curve(lambda p: 0, params, [0.5]),
+    ):
+        with refused(*message) as error:
+            function()
+        assert len(str(error.value)) < 400
+
+
+def test_flax_objects_are_no_trees_of_parameters():
+    nnx = pytest.importorskip("flax.nnx")
+    nn = pytest.importorskip("flax.linen")
+    train_state = pytest.importorskip("flax.training.train_state")
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    state = train_state.TrainState.create(
+        apply_fn=None, params={"w": jnp.ones((2, 2))}, tx=optax.sgd(0.1)
+    )
+    for params, parts in (
+        (model, ["the nnx module Linear", "prunadag_optax.nnx.prune(model, sparsity)"]),
+        (optimizer, ["the nnx optimizer Optimizer", "nnx.state(model, nnx.Param)"]),
+        (nn.Dense(3), ["the linen module Dense", "model.init(key, inputs)['params']"]),
+        (state, ["TrainState", "state.params"]),
+    ):
+        with refused("params must be a pytree of parameters; got", *parts) as error:
+            masks.prune(params, 0.5)
+        assert len(str(error.value)) < 400
+    # Their trees are.
+    assert masks.sparsity(masks.prune(nnx.state(model, nnx.Param), 0.5)[1]) == 0.5
+
+
+# NumPy's leaves.
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_numpy_leaves(dtype):
+    rng = np.random.default_rng(0)
+    params = {"b": np.zeros(3, dtype), "w": rng.normal(size=(5, 4)).astype(dtype)}
+    kept = pruned_by_sorting(params["w"], 10)
+    pruned, mask = masks.prune(params, 0.5)
+    np.testing.assert_array_equal(mask["w"], kept)
+    assert mask["w"].dtype == bool
+    assert mask["b"] is None
+    canonical = jnp.asarray(params["w"]).dtype  # float32 for float64
+    assert pruned["w"].dtype == canonical
+    np.testing.assert_array_equal(pruned["w"], jnp.where(kept, params["w"], 0))
+    assert masks.sparsity(mask) == masks.sparsity(pruned["w"]) == 0.5
+    # Masks and held masks of NumPy, too.
+    held = {"b": None, "w": np.asarray(mask["w"])}
+    assert_equal(masks.apply_mask(params, held)["w"], pruned["w"])
+    further, more = masks.prune_further(params, 0.75, held)
+    np.testing.assert_array_equal(more["w"], pruned_by_sorting(params["w"], 15))
+    assert masks.finalise(further, more)["w"].dtype == canonical
+    assert masks.magnitude_mask(params, 0.0)["w"].all()
+    assert (masks.n_m_mask({"w": params["w"][:4]}, 2, 4)["w"].sum(0) == 2).all()

@@ -1,4 +1,4 @@
-"""`prunadag_w` and the methods: in every way to run them, and with bad input.
+"""`pruning_aware` and the methods: in every way to run them, and with bad input.
 
 One table of methods (`tests/sweep.py`) goes through the tests that prunAdag goes
 through. What a method computes is tested in the file of its module; here it only has to

@@ -22,7 +22,7 @@ from prunadag_optax import (
     prunadag,
     scale_by_prunadag,
 )
-from prunadag_optax._core.algorithm import classification_at
+from prunadag_optax._core.algorithm import Settings, classification_at
 from tests.helpers import enable_x64
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
@@ -106,7 +106,7 @@ def runner(variant, relevance, scope, dtype):
 
         def one(carry, g):
             x, state = carry
-            classes = classification_at(g, state[0], x, **settings)
+            classes = classification_at(g, state[0], x, Settings(**settings))
             updates, new_state = tx.update(g, state, x)
             new = optax.apply_updates(x, updates)
             weight = new_state[0].decreasable_weight
@@ -285,7 +285,8 @@ def test_updates_keep_the_dtype_and_scale_by_is_their_negative(dtype, momentum):
                 opposite,
             )
             jax.tree.map(np.testing.assert_array_equal, state[0], own)
-            for leaf in jax.tree.leaves((updates, opposite, own[1:])):
+            accumulators = own[1:4]
+            for leaf in jax.tree.leaves((updates, opposite, accumulators)):
                 assert leaf.dtype == jnp.dtype(dtype)
 
 
@@ -396,6 +397,8 @@ def test_nan_ranks_above_infinity():
 
 # Masks.
 
+# Of vectors and scalars, too.
+magnitude_mask = functools.partial(masks.magnitude_mask, where=masks.everything)
 SPARSITIES = [0.0, 0.1, 0.25, 0.5, 0.55, 0.9, 0.999, 1.0]
 
 
@@ -414,7 +417,7 @@ def test_masks_are_exact_and_nested(dtype):
         params, kept = tree(x), np.ones(SIZE, bool)
         for sparsity in sorted([*SPARSITIES, any_sparsity]):
             with enable_x64():
-                mask = flatten(masks.magnitude_mask(params, sparsity))
+                mask = flatten(magnitude_mask(params, sparsity))
             np.testing.assert_array_equal(
                 mask, pruned_by_sorting(x, round(sparsity * SIZE))
             )
@@ -455,7 +458,7 @@ def test_masks_by_leaf_and_where(x, sparsity, scalars_too):
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_traced_sparsity_gives_the_same_mask(scope):
-    traced = jax.jit(functools.partial(masks.magnitude_mask, scope=scope))
+    traced = jax.jit(functools.partial(magnitude_mask, scope=scope))
 
     @examples(30)
     @hypothesis.given(numbers(SIZE), st.sampled_from(SPARSITIES))
@@ -463,7 +466,7 @@ def test_traced_sparsity_gives_the_same_mask(scope):
         jax.tree.map(
             np.testing.assert_array_equal,
             traced(tree(x), jnp.float32(sparsity)),
-            masks.magnitude_mask(tree(x), sparsity, scope=scope),
+            magnitude_mask(tree(x), sparsity, scope=scope),
         )
 
     check()
@@ -509,7 +512,7 @@ def test_sparsity_counts_the_zeros(dtype):
 def test_a_subnormal_number_is_not_zero():
     x = np.array([0.0, -0.0, 1e-40, -1e-45], np.float32)
     assert masks.sparsity(x) == 0.5
-    assert masks.magnitude_mask(x, 0.75).tolist() == [False, False, True, False]
+    assert magnitude_mask(x, 0.75).tolist() == [False, False, True, False]
 
 
 OPTIMIZERS = {
@@ -526,7 +529,7 @@ def test_pruned_weights_stay_zero(name, accumulate):
     rng = np.random.default_rng(0)
     x = tree(rng.normal(size=SIZE).astype(np.float32))
     gradients = tree(rng.normal(size=(100, SIZE)).astype(np.float32))
-    x, mask = masks.prune(x, 0.5)
+    x, mask = masks.prune(x, 0.5, where=masks.everything)
     tx = optax.chain(OPTIMIZERS[name], masks.keep_pruned(mask))
     if accumulate:
         tx = optax.MultiSteps(tx, every_k_schedule=4)

@@ -425,10 +425,10 @@ def test_mcp_guard(dtype, dead):
     assert np.all(np.isfinite(z))
     assert np.all(z * np.asarray(x) >= 0)
     assert np.all(np.abs(z) <= np.abs(x))
-    # It is the operator of the least gamma that is convex, up to the margin.
+    # Where it is not convex, it is the operator of a gamma that is, by the margin.
     least = np.asarray(d, np.float64).min(axis=1)
     with np.errstate(divide="ignore"):
-        raised = np.maximum(gamma, MARGIN * eta / least)
+        raised = np.where(gamma * least > eta, gamma, MARGIN * eta / least)
     assert (raised[:30] > gamma).all()
     assert (raised[30:] == gamma).all()
     for row in range(60):
@@ -441,6 +441,81 @@ def test_mcp_guard(dtype, dead):
             eta * lam,
         )
         assert residual < TOLERANCE[dtype]
+
+
+# gamma d / eta, from the limit of convexity to where it was once raised to.
+RATIOS = [1 + 1e-6, 1 + 1e-4, 1.001, 1.005, 1.0099, 1.01, 1.0101, 1.5]
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("d", [1.0, 0.2, 7.0])
+def test_mcp_is_exact_down_to_the_convex_limit(d, ratio):
+    eta, lam = 0.3, 2.0
+    gamma = ratio * eta / d
+    # Between zero and flat, where the formula of the docstring holds.
+    zero, flat = eta * lam / d, gamma * lam
+    x = zero + (flat - zero) * np.array([0.1, 0.5, 0.9])
+    wanted = (d * x - eta * lam) / (d - eta / gamma)
+    # Both are quotients of small differences.
+    tolerance = 1e-13 / (ratio - 1)
+    for sign in (1, -1):
+        points = sign * x[:, None]
+        for z in (
+            operators.prox_group_mcp(
+                points, lam, gamma, eta, metric=np.full((3, 1), d), axis=0
+            ),
+            # The same problem, divided by d.
+            operators.prox_group_mcp(points, lam, gamma, eta / d, axis=0),
+        ):
+            np.testing.assert_allclose(z[:, 0], sign * wanted, rtol=tolerance)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_mcp_is_the_least_on_a_fine_grid(ratio):
+    d, eta, lam, spacing = np.array([0.5, 0.501]), 0.3, 1.0, 1e-3
+    gamma = ratio * eta / d.min()
+    flat = gamma * lam
+    grid = np.arange(0, 1.3 * flat, spacing)
+    first, second = np.meshgrid(grid, grid, indexing="ij")
+    length = np.hypot(first, second)
+    penalty = np.where(
+        length <= flat, lam * length - length**2 / (2 * gamma), flat * lam / 2
+    )
+    for angle in (0.0, 0.3, 1.2):
+        direction = np.array([np.cos(angle), np.sin(angle)])
+        zero = eta * lam / np.linalg.norm(d * direction)
+        for share in (-0.5, 0.1, 0.5, 0.9, 1.5):
+            # Between them, if the direction is not one in which zero is beyond flat.
+            x = (zero + share * abs(flat - zero)) * direction
+
+            def value(a, b, penalty, x=x):
+                square = d[0] * (a - x[0]) ** 2 + d[1] * (b - x[1]) ** 2
+                return square / 2 + eta * penalty
+
+            z = np.asarray(
+                operators.prox_group_mcp(
+                    x, lam, gamma, eta, metric=d, axis=(), reweight=False
+                )
+            )
+            values = value(first, second, penalty)
+            reached = value(*z, reference.mcp(np.hypot(*z), lam, gamma))
+            assert reached <= values.min() + 1e-15
+            # Along the group the problem is flatter than across by 1 - 1 / ratio.
+            best = grid[np.array(np.unravel_index(values.argmin(), values.shape))]
+            assert np.abs(z - best).max() < spacing * (1 - 1 / ratio) ** -0.5
+
+
+@dtypes
+def test_mcp_at_the_convex_limit_moves_nothing_outwards(dtype):
+    # There the differences are of the size of their rounding.
+    eps = float(jnp.finfo(dtype).eps)
+    x = jnp.asarray(np.linspace(0.9, 1.1, 2001)[:, None], dtype)
+    for ratio in (1 - eps, 1.0, 1 + eps, 1 + 4 * eps, 1 + 100 * eps):
+        for metric in (None, jnp.ones_like(x)):
+            z = operators.prox_group_mcp(x, 1.0, ratio, metric=metric, axis=0)
+            assert bool(jnp.all((z >= 0) & (z <= x)))
+            np.testing.assert_array_equal(z[x < 0.999], 0)
+            np.testing.assert_array_equal(z[x > 1.011], x[x > 1.011])
 
 
 def test_plain_mcp_guard():
@@ -816,7 +891,11 @@ PENALTIES = {
         regularisers.group_mcp(0.3, 5.0),
         lambda x, d, eta: reference.by_rows(
             lambda x, d: reference.block_mcp(
-                x, d, 0.3 * 3**0.5, max(5.0, MARGIN * eta / d.min()), eta
+                x,
+                d,
+                0.3 * 3**0.5,
+                5.0 if 5.0 * d.min() > eta else MARGIN * eta / d.min(),
+                eta,
             ),
             x,
             d,
@@ -946,7 +1025,6 @@ def test_proxgen_with_relaxation_is_adaptive_proxsgd():
 NO_PENALTY = {
     "zero": regularisers.zero(),
     "strength 0": regularisers.group_lasso(0.0),
-    "nothing chosen": regularisers.group_mcp(1.0, 2.0, where=lambda path, x: False),
     "not closed": regularisers.nuclear(0.0),
 }
 
@@ -1091,7 +1169,7 @@ def test_injected_hyperparameters_can_be_changed():
 
 @pytest.mark.parametrize(
     "tree",
-    [{}, {"a": None, "kernel": np.ones((2, 2))}, [np.ones((2, 0))], np.float64(2.0)],
+    [{}, {"a": None, "kernel": np.ones((2, 2))}, [np.ones((2, 0))], np.ones((2, 2))],
     ids=str,
 )
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The study behind the recipes, in small."""
 
+import functools
 import json
 
 import jax
@@ -9,8 +10,10 @@ import pytest
 
 pytest.importorskip("sklearn")
 
+from benchmarks import measured_recipes
 from benchmarks.recipe import __main__ as recipe
 from benchmarks.recipe.studies import STUDIES, Plan, Study
+from prunadag_optax import recipes
 
 
 def test_every_case_is_an_optimizer():
@@ -22,6 +25,39 @@ def test_every_case_is_an_optimizer():
             assert isinstance(tx, optax.GradientTransformation)
             updates, _ = jax.eval_shape(tx.update, params, tx.init(params), params)
             assert updates["kernel"].shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("cycle", "dense"),
+    [
+        (measured_recipes.DENSE_1_OF_10, 1 / 10),
+        (measured_recipes.DENSE_1_OF_4, 1 / 4),
+        (measured_recipes.DENSE_2_OF_3, 2 / 3),
+        (measured_recipes.DENSE_7_OF_8, 7 / 8),
+    ],
+)
+def test_measured_cycles_have_the_dense_turns_of_their_names(cycle, dense):
+    turns = np.asarray(cycle) == 1
+    assert turns.mean() == pytest.approx(dense)
+    # They lie evenly: as many in each half.
+    assert turns[: len(turns) // 2].sum() == pytest.approx(turns.sum() / 2, abs=0.5)
+
+
+@pytest.mark.parametrize("base", ["adam", "momentum"])
+def test_measured_recipes_fall_to_zero(base):
+    x = {"kernel": np.ones((4, 3), np.float32)}
+
+    def last_step(recipe, **settings):
+        tx = recipe(sparsity=0.0, total_steps=10, base=base, **settings)
+        state = tx.init(x)
+        updates = x
+        for _ in range(11):
+            updates, state = tx.update(x, state, x)
+        return abs(np.asarray(updates["kernel"])).max()
+
+    measured = functools.partial(measured_recipes.falling_to_zero, recipes.targeted)
+    assert last_step(measured) == 0
+    assert last_step(recipes.targeted) > 0
 
 
 def test_verdicts_are_of_differences_seed_by_seed():

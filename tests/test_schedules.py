@@ -43,16 +43,13 @@ def test_cyclic_visits_every_level_and_stays_above_the_least():
     assert found == [1.0, 0.5, 0.3] * 2
 
 
-@pytest.mark.parametrize(
-    ("levels", "every"), [(schedules.OFTEN_DENSE, 3), (schedules.MOSTLY_DENSE, 8)]
-)
-def test_the_whole_network_has_all_turns_but_every_third_or_eighth(levels, every):
-    shares = np.array(levels)
-    assert np.sum(shares < 1) * every == len(shares)
-    # All that the default levels train has a turn.
-    assert set(schedules.LEVELS) < set(shares.tolist())
-    # Between two turns of others the whole network has the same number of steps.
-    np.testing.assert_array_equal(np.diff(np.flatnonzero(shares < 1)), every)
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 2 / 3, 7 / 8])
+def test_a_cycle_has_its_dense_turns_evenly_among_the_sparse_ones(share):
+    cycle = np.array(schedules.density_cycle(share))
+    assert np.mean(cycle == 1) == pytest.approx(share, abs=0.03)
+    assert tuple(cycle[cycle < 1]) == schedules.SPARSE_TURNS
+    between = np.diff(np.flatnonzero(cycle < 1))
+    assert np.ptp(between) <= 1
 
 
 def test_staircase_has_its_plateaus():

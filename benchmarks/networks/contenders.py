@@ -11,6 +11,8 @@ from typing import Any
 
 import optax
 
+from benchmarks import measured_recipes as measured
+from benchmarks.measured_recipes import falling
 from benchmarks.networks import others
 from benchmarks.networks.plans import (
     AT_TARGET,
@@ -23,35 +25,38 @@ from benchmarks.networks.plans import (
     cubic,
     on_prunable,
 )
-from prunadag_optax import eval_params, prunadag, prunadag_w, recipes, schedules
+from prunadag_optax import eval_params, prunadag, recipes
 from prunadag_optax.methods.gradual_pruning import gradual_magnitude_pruning
-from prunadag_optax.schedules import stable_decay
 
 # Dense rivals.
 
 
 def _adam(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return optax.adam(stable_decay(rate, plan.steps))
+    return optax.adam(falling(rate, plan.steps))
 
 
 def _adamw(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return optax.adamw(stable_decay(rate, plan.steps), weight_decay=0.01)
+    return optax.adamw(falling(rate, plan.steps), weight_decay=0.01)
 
 
 def _adagrad(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return optax.adagrad(stable_decay(rate, plan.steps))
+    return optax.adagrad(falling(rate, plan.steps))
+
+
+def _momentum(rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.sgd(rate, momentum=0.9)
 
 
 def _sgd(rate: Any, plan: Plan) -> optax.GradientTransformation:
-    return optax.sgd(stable_decay(rate, plan.steps), momentum=0.9)
+    return _momentum(falling(rate, plan.steps))
 
 
-def _proximal(l1: float, **settings: Any) -> Callable[[Any, Plan], Any]:
-    """Adam or momentum SGD with proximal steps: prunadag_w, everything relevant."""
+def _proximal(base: Callable[..., Any], l1: float) -> Callable[[Any, Plan], Any]:
+    """Adam or momentum SGD with proximal steps on the l1 norm."""
 
     def make(rate, plan):
-        pull = stable_decay(l1, plan.steps)
-        return prunadag_w(stable_decay(rate, plan.steps), 1.0, l1=pull, **settings)
+        pull = falling(l1, plan.steps)
+        return measured.proximal(base, falling(rate, plan.steps), pull)
 
     return make
 
@@ -74,7 +79,7 @@ def _gradual(base: Callable[[Any, Plan], Any]) -> Callable[[Any, Plan], Any]:
 def _article(variant: str) -> Callable[[Any, Plan], Any]:
     def make(rate, plan):
         return on_prunable(
-            prunadag(stable_decay(rate, plan.steps), 0.1, variant=variant), plan
+            prunadag(falling(rate, plan.steps), 0.1, variant=variant), plan
         )
 
     return make
@@ -82,7 +87,7 @@ def _article(variant: str) -> Callable[[Any, Plan], Any]:
 
 def _magnitude(rate: Any, plan: Plan) -> optax.GradientTransformation:
     tx = prunadag(
-        stable_decay(rate, plan.steps),
+        falling(rate, plan.steps),
         relevant=cubic(plan),
         variant="v4",
         relevance="magnitude",
@@ -95,14 +100,18 @@ def _magnitude(rate: Any, plan: Plan) -> optax.GradientTransformation:
 
 
 def _targeted(**settings: Any) -> Callable[[Any, Plan], Any]:
-    return lambda rate, plan: recipes.targeted(
-        plan.steps, plan.target, learning_rate=rate, **settings
+    return lambda rate, plan: measured.falling_to_zero(
+        recipes.targeted,
+        plan.steps,
+        sparsity=plan.target,
+        learning_rate=rate,
+        **settings,
     )
 
 
 def _any_sparsity(**settings: Any) -> Callable[[Any, Plan], Any]:
-    return lambda rate, plan: recipes.any_sparsity(
-        plan.steps, learning_rate=rate, **settings
+    return lambda rate, plan: measured.falling_to_zero(
+        recipes.any_sparsity, plan.steps, learning_rate=rate, **settings
     )
 
 
@@ -153,15 +162,21 @@ CONTENDERS: dict[str, Contender] = {
 # was what is quarter_whole now, mostly_whole five of six).
 WITHOUT = {"l1": 0.0}
 TURNS: dict[str, tuple[Any, ...]] = {
-    "any_sparsity": (schedules.SELDOM_DENSE, "one step in ten", ("every",), {}, 2),
-    "seldom_whole": (schedules.SELDOM_DENSE, "one step in ten", ("every",), WITHOUT, 1),
-    "quarter_whole": (schedules.LEVELS, "one step in four", ("every",), WITHOUT, 1),
-    "often_whole": (schedules.OFTEN_DENSE, "two steps in three", WHOLE, WITHOUT, 1),
-    "mostly_whole": (schedules.MOSTLY_DENSE, "seven steps in eight", WHOLE, WITHOUT, 2),
+    "any_sparsity": (measured.DENSE_1_OF_10, "one step in ten", ("every",), {}, 2),
+    "seldom_whole": (measured.DENSE_1_OF_10, "one step in ten", ("every",), WITHOUT, 1),
+    "quarter_whole": (
+        measured.DENSE_1_OF_4,
+        "one step in four",
+        ("every",),
+        WITHOUT,
+        1,
+    ),
+    "often_whole": (measured.DENSE_2_OF_3, "two steps in three", WHOLE, WITHOUT, 1),
+    "mostly_whole": (measured.DENSE_7_OF_8, "seven steps in eight", WHOLE, WITHOUT, 2),
 }
 for _suffix, _grid, _settings, _told in (
     ("", ADAM_RATES, {}, "Adam"),
-    ("_sgd", SGD_RATES, {"b2": None}, "momentum SGD"),
+    ("_sgd", SGD_RATES, {"base": "momentum"}, "momentum SGD"),
 ):
     for _l1, _more in (("", WITHOUT), ("_l1", {})):
         CONTENDERS[f"targeted{_suffix}{_l1}"] = Contender(
@@ -175,9 +190,9 @@ for _suffix, _grid, _settings, _told in (
             read=_recipe_params,
             rounds=CLOSE,
         )
-    for _name, (_levels, _part, _choices, _more, _version) in TURNS.items():
+    for _name, (_densities, _part, _choices, _more, _version) in TURNS.items():
         CONTENDERS[f"{_name}{_suffix}"] = Contender(
-            _any_sparsity(levels=_levels, **_settings, **_more),
+            _any_sparsity(densities=_densities, **_settings, **_more),
             _grid,
             RATE,
             f"the recipe `recipes.any_sparsity` with the steps of {_told}, one run "
@@ -185,18 +200,18 @@ for _suffix, _grid, _settings, _told in (
             f"the whole network has {_part}",
             choices=_choices,
             read=_recipe_params,
-            shares=_levels,
+            shares=_densities,
             version=_version,
         )
 CONTENDERS["any_sparsity_sgd_strong"] = CONTENDERS["any_sparsity_sgd"]._replace(
-    make=_any_sparsity(b2=None, l1=3 * recipes.SGD_L1),
+    make=_any_sparsity(base="momentum", l1=3 * measured.L1["momentum"]),
     about="any_sparsity_sgd with three times the l1 norm",
     version=1,
 )
 # What the l1 norm does for gradual pruning, as strong as in the recipes.
 for _name, _make in (
-    ("gmp_adam", _proximal(recipes.ADAM_L1)),
-    ("gmp_sgd", _proximal(recipes.SGD_L1, b2=None)),
+    ("gmp_adam", _proximal(optax.adam, measured.L1["adam"])),
+    ("gmp_sgd", _proximal(_momentum, measured.L1["momentum"])),
 ):
     CONTENDERS[f"{_name}_l1"] = CONTENDERS[_name]._replace(
         make=_gradual(_make),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.measured_recipes import falling
 from benchmarks.networks.plans import (
     AT_TARGET,
     RATE,
@@ -27,7 +28,6 @@ from prunadag_optax.methods import (
 )
 from prunadag_optax.methods.lottery_ticket import dense_mask
 from prunadag_optax.methods.penalties import regularisers
-from prunadag_optax.schedules import stable_decay
 
 STRENGTHS = (3e-4, 1e-4, 1e-3, 3e-3)
 # The larger the strength, the better at 99% and the worse before: two rows.
@@ -50,7 +50,7 @@ def _l1(strength: Any) -> regularisers.Regulariser:
 
 def _hard_thresholding(rate: Any, plan: Plan) -> optax.GradientTransformation:
     return hard_thresholding.iterative_hard_thresholding(
-        optax.adam(stable_decay(rate, plan.steps)), 1 - plan.target
+        optax.adam(falling(rate, plan.steps)), 1 - plan.target
     )
 
 
@@ -69,7 +69,7 @@ def _gsm(rate: Any, plan: Plan) -> optax.GradientTransformation:
         return jnp.where(count < begin, 1.0, 1 / (1 - plan.target))
 
     return optax.inject_hyperparams(sparse_momentum.gsm)(
-        learning_rate=stable_decay(rate, plan.steps),
+        learning_rate=falling(rate, plan.steps),
         compression=compression,
         momentum=momentum,
         weight_decay=lambda count: jnp.where(count < begin, 0.0, decay),
@@ -85,7 +85,7 @@ def _bregman(family: Any, strength: float) -> Callable[[Any, Plan], Any]:
             plan.target, every=max(1, plan.steps_per_epoch // 5), decay=0.95
         )
         return family(
-            stable_decay(rate, plan.steps),
+            falling(rate, plan.steps),
             _l1(1.0),
             strength=strength,
             adaptive=controller,
@@ -102,12 +102,12 @@ def _sparse_start(key: jax.Array, params: Any) -> Any:
 
 
 def _prox_adam(strength: Any, plan: Plan) -> optax.GradientTransformation:
-    return proximal.prox_adam(stable_decay(3e-3, plan.steps), _l1(strength))
+    return proximal.prox_adam(falling(3e-3, plan.steps), _l1(strength))
 
 
 def _proxgen(strength: Any, plan: Plan) -> optax.GradientTransformation:
     return proximal.proxgen(
-        stable_decay(0.03, plan.steps),
+        falling(0.03, plan.steps),
         _l1(strength),
         direction=optax.scale_by_rss(),
         metric=lambda state: jax.tree.map(jnp.sqrt, state.sum_of_squares),
@@ -116,7 +116,7 @@ def _proxgen(strength: Any, plan: Plan) -> optax.GradientTransformation:
 
 def _prox_sgd(strength: Any, plan: Plan) -> optax.GradientTransformation:
     # The average of gradients is a tenth as long as optax's momentum.
-    return proximal.prox_sgd(stable_decay(0.5, plan.steps), _l1(strength), momentum=0.9)
+    return proximal.prox_sgd(falling(0.5, plan.steps), _l1(strength), momentum=0.9)
 
 
 def _dual_averaging(family: Any, rate: float) -> Callable[[Any, Plan], Any]:
@@ -138,7 +138,7 @@ def _unaveraged(state: Any, params: Any, strength: Any) -> Any:
 
 def _frank_wolfe(radius: Any, plan: Plan) -> optax.GradientTransformation:
     tx = frank_wolfe.conditional_gradient(
-        stable_decay(0.05, plan.steps), radius=radius, support=0.05, scope="global"
+        falling(0.05, plan.steps), radius=radius, support=0.05, scope="global"
     )
     return on_prunable(tx, plan)
 
@@ -202,7 +202,7 @@ def rewound(
 def _lottery(rate: Any, plan: Plan) -> optax.GradientTransformation:
     half = plan.steps // 2
     # Both trainings have the whole schedule.
-    base = optax.adam(stable_decay(rate, half))
+    base = optax.adam(falling(rate, half))
     return rewound(base, jnp.asarray(plan.target, jnp.float32), half)
 
 

@@ -26,7 +26,8 @@ from benchmarks.networks.verdicts import (
 from benchmarks.networks.words import NAMES, SOURCES
 
 # What the overview shows, in the form that is judged best in its trials. The page was
-# made when `schedules.OFTEN_DENSE` and `MOSTLY_DENSE` had the names in it.
+# made when two cycles of densities had names: OFTEN_WHOLE is `DENSE_2_OF_3` of
+# measured_recipes now, MOSTLY_WHOLE `DENSE_7_OF_8`.
 OVERVIEW = {
     "`any_sparsity`, one training": ("any_sparsity", "any_sparsity_sgd"),
     "the same, three times the l1 norm": ("any_sparsity_sgd_strong",),

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from benchmarks.measured_recipes import falling
 from prunadag_optax import masks
-from prunadag_optax.schedules import cubic_density, stable_decay
+from prunadag_optax.schedules import cubic_density
 
 TARGETS = (0.9, 0.95, 0.98, 0.99)
 # The targets at which a contender with targets tries its hyperparameters.
@@ -82,7 +83,7 @@ def on_prunable(
 ) -> optax.GradientTransformation:
     """The transformation on what can be pruned, Adam on biases and scales."""
     return optax.partition(
-        {"pruned": tx, "other": optax.adam(stable_decay(rate, plan.steps))},
+        {"pruned": tx, "other": optax.adam(falling(rate, plan.steps))},
         lambda params: jax.tree_util.tree_map_with_path(
             lambda path, x: "pruned" if masks.prunable(path, x) else "other", params
         ),

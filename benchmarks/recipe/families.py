@@ -1,4 +1,7 @@
-"""A family of networks out of one training, against a training for each."""
+"""A ladder of networks out of one training, against a training for each.
+
+The page and its records call the ladder a family, its name when they were made.
+"""
 
 import time
 from collections.abc import Callable
@@ -59,14 +62,14 @@ def accuracies(
         return jax.grad(training.loss)(params, chosen)
 
     def members(sparsities, parts):
-        return recipes.family(
+        return recipes.ladder(
             gradient,
             params,
             _minibatches(data, order, batch, steps),
             total_steps=steps,
             sparsities=sparsities,
             parts=parts,
-            decrease_schedule=SHRINK,
+            shrink_rate=SHRINK,
         )
 
     if parts is not None:
@@ -93,7 +96,9 @@ def alone(
 ) -> Any:
     """A network trained by `recipes.targeted`, pruned."""
     rate = optax.cosine_decay_schedule(3e-3, steps)
-    tx = recipes.targeted(steps, sparsity, rate, decrease_schedule=SHRINK, l1=0.0)
+    tx = recipes.targeted(
+        steps, sparsity=sparsity, learning_rate=rate, shrink_rate=SHRINK, l1=0.0
+    )
 
     @jax.jit
     def step(params, state, rows):

@@ -4,6 +4,7 @@ The first case of a study is what the others are held to. A case is a function f
 `Plan` to an optimizer of LeNet-300-100.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prunadag_optax import masks, prunadag, prunadag_w, recipes, schedules
+from benchmarks import measured_recipes as measured
+from prunadag_optax import masks, prunadag, pruning_aware, recipes, schedules
 from prunadag_optax.methods.gradual_pruning import gradual_magnitude_pruning
 
 TARGET = 0.98
@@ -103,29 +105,45 @@ def targeted(
             eta = optax.warmup_cosine_decay_schedule(
                 0.0, rate, int(warm_up * plan.total_steps), plan.total_steps
             )
-        settings = {"sparsity": TARGET, "decrease_schedule": SHRINK, "l1": 0.0} | more
-        return recipes.targeted(plan.total_steps, learning_rate=eta, **settings)
+        settings = {"sparsity": TARGET, "shrink_rate": SHRINK, "l1": 0.0} | more
+        return measured.falling_to_zero(
+            recipes.targeted, plan.total_steps, learning_rate=eta, **settings
+        )
 
     return make
 
 
 def trapezoid(plan: Plan) -> optax.Schedule:
     """A learning rate that is constant for 60% of training and then falls to zero."""
-    return schedules.stable_decay(3e-3, plan.total_steps)
+    return measured.falling(3e-3, plan.total_steps)
+
+
+def cosine(plan: Plan) -> optax.Schedule:
+    """A learning rate that falls to zero along a half cosine."""
+    return optax.cosine_decay_schedule(3e-3, plan.total_steps)
+
+
+def decayed(params: Any) -> Any:
+    """What has weight decay."""
+    return jax.tree_util.tree_map_with_path(masks.prunable, params)
 
 
 # The studies are older than the l1 norm, and than its turns as the default.
-EARLIER: dict[str, Any] = {"levels": schedules.LEVELS, "l1": 0.0}
+EARLIER: dict[str, Any] = {"densities": measured.DENSE_1_OF_4, "l1": 0.0}
 
 
 def as_offered(**settings: Any) -> Callable[[Plan], optax.GradientTransformation]:
     """The recipe for any sparsity, as it is but for the settings."""
-    return lambda plan: recipes.any_sparsity(plan.total_steps, **settings)
+    return lambda plan: measured.falling_to_zero(
+        recipes.any_sparsity, plan.total_steps, **settings
+    )
 
 
 def aimed(**settings: Any) -> Callable[[Plan], optax.GradientTransformation]:
     """The recipe for one sparsity, as it is but for the settings."""
-    return lambda plan: recipes.targeted(plan.total_steps, TARGET, **settings)
+    return lambda plan: measured.falling_to_zero(
+        recipes.targeted, plan.total_steps, sparsity=TARGET, **settings
+    )
 
 
 def any_trapezoid(**settings: Any) -> Callable[[Plan], optax.GradientTransformation]:
@@ -140,24 +158,40 @@ def any_sparsity(
 
     def make(plan):
         eta = optax.cosine_decay_schedule(rate, plan.total_steps)
-        return recipes.any_sparsity(plan.total_steps, eta, **EARLIER | settings)
+        return as_offered(**EARLIER | {"learning_rate": eta} | settings)(plan)
 
     return make
 
 
-def log_uniform(evaluate: str) -> Callable[[Plan], optax.GradientTransformation]:
+def turns_at_all(plan: Plan) -> optax.GradientTransformation:
+    """The turns of `any_sparsity`, with gradients at all weights."""
+    cycle = measured.DENSE_1_OF_4
+    least = schedules.cubic_density(
+        min(cycle), begin=0.1 * plan.total_steps, end=0.6 * plan.total_steps
+    )
+    return pruning_aware(
+        optax.adamw(cosine(plan), weight_decay=0.1, mask=decayed),
+        schedules.cyclic_density(cycle, least=least),
+        shrink_rate=0.01,
+    )
+
+
+def log_uniform(gradient_at: str) -> Callable[[Plan], optax.GradientTransformation]:
     """T/n drawn log-uniformly between the final share and 1 in each step."""
 
     def make(plan: Plan) -> optax.GradientTransformation:
         least = final_share(plan, 0.99)
 
-        def relevant(count):
+        def density(count):
             drawn = jax.random.uniform(jax.random.fold_in(jax.random.key(0), count))
             return jnp.exp(drawn * jnp.log(least(count)))
 
-        rate = optax.cosine_decay_schedule(3e-3, plan.total_steps)
-        shrink = 0.0 if evaluate == "relevant" else 0.01
-        return prunadag_w(rate, relevant, evaluate=evaluate, decrease_schedule=shrink)
+        return pruning_aware(
+            optax.adam(cosine(plan)),
+            density,
+            shrink_rate=0.0 if gradient_at == "pruned" else 0.01,
+            gradient_at=gradient_at,
+        )
 
     return make
 
@@ -168,11 +202,10 @@ def sawtooth(teeth: int) -> Callable[[Plan], optax.GradientTransformation]:
     def make(plan: Plan) -> optax.GradientTransformation:
         length = plan.total_steps // teeth
         tooth = schedules.cubic_density(0.01, begin=0, end=0.7 * length)
-        rate = optax.cosine_decay_schedule(3e-3, plan.total_steps)
-        return prunadag_w(
-            rate,
+        return pruning_aware(
+            optax.adam(cosine(plan)),
             lambda count: tooth(jnp.mod(count, length)),
-            decrease_schedule=SHRINK,
+            shrink_rate=SHRINK,
         )
 
     return make
@@ -181,31 +214,20 @@ def sawtooth(teeth: int) -> Callable[[Plan], optax.GradientTransformation]:
 def magnitude_pruning(
     rate: Callable[[Plan], optax.Schedule], weight_decay: float = 0.0, l1: float = 0.0
 ) -> Callable[[Plan], optax.GradientTransformation]:
-    """Gradual magnitude pruning of Adam, masks made anew in each step.
-
-    With the l1 norm it is that of prunadag_w, everything relevant.
-    """
-
-    def mask(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(masks.prunable, params)
+    """Gradual magnitude pruning of Adam, masks made anew in each step."""
+    adamw = functools.partial(optax.adamw, weight_decay=weight_decay, mask=decayed)
 
     def make(plan: Plan) -> optax.GradientTransformation:
         steps = plan.total_steps
-        base = optax.adamw(rate(plan), weight_decay=weight_decay, mask=mask)
+        base = adamw(rate(plan))
         if l1:
-            pull = schedules.stable_decay(l1, steps)
-            base = prunadag_w(rate(plan), 1.0, weight_decay=weight_decay, l1=pull)
+            base = measured.proximal(adamw, rate(plan), measured.falling(l1, steps))
         density = schedules.cubic_density(
             1 - TARGET, begin=steps // 10, end=7 * steps // 10
         )
         return gradual_magnitude_pruning(base, density)
 
     return make
-
-
-def cosine(plan: Plan) -> optax.Schedule:
-    """A learning rate that falls to zero along a half cosine."""
-    return optax.cosine_decay_schedule(3e-3, plan.total_steps)
 
 
 def targeted_trapezoid(plan: Plan) -> optax.GradientTransformation:
@@ -224,7 +246,7 @@ FIVE_OF_SIX = tuple(
 HALF = (1.0, 0.1, 1.0, 0.02, 1.0, 0.05, 1.0, 0.01)
 
 # The names of the cases are keys of results/recipe.json, and are kept as they are:
-# OFTEN_WHOLE, say, is `schedules.OFTEN_DENSE` now.
+# OFTEN_WHOLE, say, is `DENSE_2_OF_3` of measured_recipes now.
 STUDIES: dict[str, Study] = {
     "relevance": Study(
         "What is relevant",
@@ -327,14 +349,14 @@ STUDIES: dict[str, Study] = {
         AT_TARGET,
         {
             "d = 0.05": targeted(),
-            "d = 0.005": targeted(decrease_schedule=0.005),
-            "d = 0.2": targeted(decrease_schedule=0.2),
-            "d = 0.5, as in the recipe": targeted(decrease_schedule=0.5),
-            "d = 1, set to zero at once": targeted(decrease_schedule=1.0),
+            "d = 0.005": targeted(shrink_rate=0.005),
+            "d = 0.2": targeted(shrink_rate=0.2),
+            "d = 0.5, as in the recipe": targeted(shrink_rate=0.5),
+            "d = 1, set to zero at once": targeted(shrink_rate=1.0),
             "begin 0.05, end 0.5": targeted(begin=0.05, end=0.5),
             "begin 0.2, end 0.9": targeted(begin=0.2, end=0.9),
-            "b1 = 0": targeted(b1=0.0),
-            "b2 = 0.99": targeted(b2=0.99),
+            "b1 = 0": targeted(base=functools.partial(optax.adam, b1=0.0)),
+            "b2 = 0.99": targeted(base=functools.partial(optax.adam, b2=0.99)),
             "weight decay 0.01": targeted(weight_decay=0.01),
             "weight decay 0.1": targeted(weight_decay=0.1),
             "leaf scope": targeted(scope="leaf"),
@@ -363,10 +385,8 @@ STUDIES: dict[str, Study] = {
         EVERYWHERE,
         {
             "any_sparsity": any_sparsity(),
-            "the same, gradients at all weights": any_sparsity(
-                evaluate="params", decrease_schedule=0.01
-            ),
-            "T drawn log-uniformly, gradients at relevant": log_uniform("relevant"),
+            "the same, gradients at all weights": turns_at_all,
+            "T drawn log-uniformly, gradients at relevant": log_uniform("pruned"),
             "T drawn log-uniformly, gradients at all": log_uniform("params"),
             "sawtooth of 3": sawtooth(3),
             "sawtooth of 12": sawtooth(12),
@@ -385,22 +405,22 @@ STUDIES: dict[str, Study] = {
         EVERYWHERE,
         {
             "2 of 8 turns whole, LEVELS": any_sparsity(),
-            "1 of 8 turns whole": any_sparsity(levels=ONE),
-            "3 of 10 turns whole": any_sparsity(levels=THREE),
-            "equal turns": any_sparsity(levels=EVEN),
-            "no turn whole": any_sparsity(levels=ONE[1:]),
-            "without 99%": any_sparsity(levels=(1.0, 0.02, 0.05, 1.0, 0.02, 0.1)),
+            "1 of 8 turns whole": any_sparsity(densities=ONE),
+            "3 of 10 turns whole": any_sparsity(densities=THREE),
+            "equal turns": any_sparsity(densities=EVEN),
+            "no turn whole": any_sparsity(densities=ONE[1:]),
+            "without 99%": any_sparsity(densities=(1.0, 0.02, 0.05, 1.0, 0.02, 0.1)),
             "learning rate 1e-3": any_sparsity(1e-3),
             "learning rate 5e-3": any_sparsity(5e-3),
-            "shrinking by 0.001": any_sparsity(decrease_schedule=0.001),
-            "shrinking by 0.01": any_sparsity(decrease_schedule=0.01),
+            "shrinking by 0.001": any_sparsity(shrink_rate=0.001),
+            "shrinking by 0.01": any_sparsity(shrink_rate=0.01),
             "weight decay 0": any_sparsity(weight_decay=0.0),
             "learning rate constant for 60%, then linear to 0": any_trapezoid(),
-            "the same, every other turn whole": any_trapezoid(levels=HALF),
-            "the same, five of six turns whole": any_trapezoid(levels=FIVE_OF_SIX),
-            "the same, SELDOM_WHOLE": any_trapezoid(levels=schedules.SELDOM_DENSE),
-            "the same, OFTEN_WHOLE": any_trapezoid(levels=schedules.OFTEN_DENSE),
-            "the same, MOSTLY_WHOLE": any_trapezoid(levels=schedules.MOSTLY_DENSE),
+            "the same, every other turn whole": any_trapezoid(densities=HALF),
+            "the same, five of six turns whole": any_trapezoid(densities=FIVE_OF_SIX),
+            "the same, SELDOM_WHOLE": any_trapezoid(densities=measured.DENSE_1_OF_10),
+            "the same, OFTEN_WHOLE": any_trapezoid(densities=measured.DENSE_2_OF_3),
+            "the same, MOSTLY_WHOLE": any_trapezoid(densities=measured.DENSE_7_OF_8),
             "end 0.5": any_sparsity(end=0.5),
             "end 0.7": any_sparsity(end=0.7),
             "end 0.85": any_sparsity(end=0.85),
@@ -421,10 +441,10 @@ STUDIES: dict[str, Study] = {
             "l1 0.03": as_offered(l1=0.03),
             "l1 0.3": as_offered(l1=0.3),
             "l1 constant to the end": as_offered(l1=lambda count: 0.1),
-            "no turns, everything relevant": as_offered(levels=(1.0,)),
-            "LEVELS": as_offered(levels=schedules.LEVELS),
-            "OFTEN_WHOLE": as_offered(levels=schedules.OFTEN_DENSE),
-            "MOSTLY_WHOLE": as_offered(levels=schedules.MOSTLY_DENSE),
+            "no turns, everything relevant": as_offered(densities=(1.0,)),
+            "LEVELS": as_offered(densities=measured.DENSE_1_OF_4),
+            "OFTEN_WHOLE": as_offered(densities=measured.DENSE_2_OF_3),
+            "MOSTLY_WHOLE": as_offered(densities=measured.DENSE_7_OF_8),
             "weight decay 0": as_offered(weight_decay=0.0),
         },
     ),
@@ -441,7 +461,7 @@ STUDIES: dict[str, Study] = {
             "l1 0.3": aimed(l1=0.3),
             "gradual magnitude pruning": magnitude_pruning(trapezoid),
             "gradual magnitude pruning, l1 0.1": magnitude_pruning(
-                trapezoid, l1=recipes.ADAM_L1
+                trapezoid, l1=measured.L1["adam"]
             ),
         },
     ),

@@ -56,7 +56,7 @@ def methods(params: Any) -> dict[str, Callable[[], Any]]:
         ADAM: lambda: optax.adam(1e-3),
         "momentum SGD (optax)": lambda: optax.sgd(1e-2, momentum=0.9),
         "prunAdag": lambda: prunadag(0.05, variant="v4"),
-        "prunadag_w, targeted": lambda: recipes.targeted(1000, 0.9),
+        "prunadag_w, targeted": lambda: recipes.targeted(1000, sparsity=0.9),
         "prunadag_w, any sparsity": lambda: recipes.any_sparsity(1000),
         "Frank-Wolfe, k-support": lambda: frank_wolfe.conditional_gradient(
             0.1, 10.0, 0.1

@@ -86,6 +86,25 @@ def scalar_or_schedule(name: str, value: Any, **limits: Any) -> None:
         scalar(name, value, **limits)
 
 
+def integer(name: str, value: Any, *, least: int) -> None:
+    """Raises a ValueError unless `value` is a Python or NumPy integer of some size.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what was given.
+      least: smallest value.
+
+    Raises:
+      ValueError: naming the argument, the value and what is allowed.
+    """
+    right = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (right and int(value) >= least):
+        hint = ""
+        if is_scalar_array(value):
+            hint = f" Under optax.inject_hyperparams name it: static_args=({name!r},)."
+        raise ValueError(f"{name} must be an integer >= {least}; got {value!r}.{hint}")
+
+
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises a ValueError unless `value` is one of `choices`.
 
@@ -148,12 +167,13 @@ def fraction_or_count(name: str, value: Any) -> None:
         )
 
 
-def relevant(value: Any, size: int | None = None) -> None:
+def relevant(value: Any, size: int | None = None, name: str = "relevant") -> None:
     """Raises a ValueError unless `value` is a fraction, a count or a schedule.
 
     Args:
-      value: the argument `relevant` of `prunadag`.
+      value: the argument `relevant` of `prunadag` or `density` of `pruning_aware`.
       size: the number of components that a count may not exceed, where it is known.
+      name: the argument's name, for the message.
 
     Raises:
       ValueError: naming the value and what is allowed.
@@ -169,27 +189,154 @@ def relevant(value: Any, size: int | None = None) -> None:
         if not isinstance(first, Tracer):
             first = first if np.ndim(first) else np.asarray(first).item()
             try:
-                relevant(first)
+                relevant(first, name=name)
             except ValueError:
                 raise ValueError(
-                    f"relevant must be {allowed}; the schedule returned {first!r} at "
+                    f"{name} must be {allowed}; the schedule returned {first!r} at "
                     "step 0 (a schedule of counts must return integers)."
                 ) from None
         return
     if is_scalar_array(value) and not jnp.issubdtype(value.dtype, jnp.bool_):
         return
     if not is_number(value):
-        raise ValueError(f"relevant must be {allowed}; got {value!r}.")
+        raise ValueError(f"{name} must be {allowed}; got {value!r}.")
     if isinstance(value, numbers.Integral):
         if int(value) < 1:
-            raise ValueError(f"relevant must be {allowed}; got {value!r}.")
+            raise ValueError(f"{name} must be {allowed}; got {value!r}.")
         if size and int(value) > size:
             raise ValueError(
-                f"relevant must be {allowed}; got the count {value!r}, more than "
+                f"{name} must be {allowed}; got the count {value!r}, more than "
                 f"the {size} parameters there are."
             )
     elif not 0 < value <= 1:
-        raise ValueError(f"relevant must be {allowed}; got {value!r}.")
+        raise ValueError(f"{name} must be {allowed}; got {value!r}.")
+
+
+def transformation(name: str, value: Any) -> None:
+    """Raises a ValueError unless `value` is an optax transformation.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what was given.
+
+    Raises:
+      ValueError: naming the argument, the value and the line to write.
+    """
+    if not (callable(getattr(value, "init", None)) and hasattr(value, "update")):
+        raise ValueError(
+            f"{name} must be an optax transformation, such as optax.adam(1e-3); got "
+            f"{value!r:.80}."
+        )
+
+
+def score(value: Any) -> None:
+    """Raises a ValueError unless `value` is the name of a score or a function.
+
+    Args:
+      value: the argument `score`.
+
+    Raises:
+      ValueError: naming the value and what is allowed.
+    """
+    if not callable(value) and value not in ("magnitude", "lamp"):
+        raise ValueError(
+            "score must be 'magnitude', 'lamp' or a function params -> tree of scores; "
+            f"got {value!r:.80}."
+        )
+
+
+def scope(value: Any) -> None:
+    """Raises a ValueError unless `value` says what is ranked together.
+
+    Args:
+      value: the argument `scope`.
+
+    Raises:
+      ValueError: naming the value and what is allowed.
+    """
+    if not callable(value) and value not in ("global", "leaf"):
+        raise ValueError(
+            "scope must be 'global', 'leaf' or a function (path, leaf) -> how many "
+            f"leading axes stack layers; got {value!r:.80}."
+        )
+
+
+def where(value: Any) -> None:
+    """Raises a ValueError unless `value` is a predicate.
+
+    Args:
+      value: the argument `where`.
+
+    Raises:
+      ValueError: naming the value and the line to write.
+    """
+    if not is_function(value):
+        name = value if isinstance(value, str) else "kernel"
+        raise ValueError(
+            "where must be a function (path, leaf) -> bool, such as "
+            f"masks.named({name!r:.40}); got {shown(value)}."
+        )
+
+
+def is_function(value: Any) -> bool:
+    """Whether `value` is a function, and no module that is a tree and callable."""
+    return callable(value) and jax.tree_util.all_leaves([value])
+
+
+def shown(value: Any) -> str:
+    """A value in few words: never a tree of arrays."""
+    simple = value is None or isinstance(value, str | numbers.Number)
+    return repr(value)[:80] if simple else f"a {type(value).__name__}"
+
+
+# What is taken for parameters, by package and class, and what to write instead.
+_INSTEAD = {
+    ("flax.nnx", "Module"): "the nnx module {0}: take nnx.state(model, nnx.Param), or "
+    "prune with prunadag_optax.nnx.prune(model, sparsity)",
+    ("flax.nnx", "Optimizer"): "the nnx optimizer {0}: take nnx.state(model, "
+    "nnx.Param), or prune with prunadag_optax.nnx.prune(model, sparsity)",
+    ("flax.linen", "Module"): "the linen module {0}, which holds none: take "
+    "model.init(key, inputs)['params']",
+    ("flax.training", "TrainState"): "the {0}: take state.params, or prune with "
+    "state.prune(sparsity) of a prunadag_optax.linen.PruningTrainState",
+    ("optax", "GradientTransformation"): "an optax transformation: take the parameters "
+    "that it trains",
+    ("optax", "LookaheadParams"): "optax's {0}, which hold every weight twice: take "
+    "params.slow, and with what is pruned go on from "
+    "optax.LookaheadParams.init_synced(pruned)",
+}
+
+
+def parameters(name: str, tree: Any) -> None:
+    """Raises a ValueError for a model, an optimizer or a state in place of parameters.
+
+    Args:
+      name: the argument's name, for the message.
+      tree: what was given.
+
+    Raises:
+      ValueError: naming what was given and the line to write.
+    """
+    for cls in type(tree).__mro__:
+        for (package, kind), instead in _INSTEAD.items():
+            if cls.__name__ == kind and f"{cls.__module__}.".startswith(f"{package}."):
+                got = instead.format(type(tree).__name__)
+                raise ValueError(f"{name} must be a pytree of parameters; got {got}.")
+    states = [tree, *tree] if isinstance(tree, tuple) else []
+    for state in states:
+        kind = type(state).__name__
+        if isinstance(state, tuple) and hasattr(state, "_fields") and "State" in kind:
+            raise ValueError(
+                f"{name} must be a pytree of parameters; got an optimizer's state "
+                f"({kind}): take the parameters that it trains."
+            )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+        if not (array or isinstance(leaf, numbers.Number)):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} must be an array; got "
+                f"{shown(leaf)}. Keep out of {name} what is no parameter."
+            )
 
 
 def real_leaf(name: str, path: tuple[Any, ...], leaf: Any) -> None:
@@ -239,13 +386,35 @@ def same_trees(name: str, tree: Any, other_name: str, other: Any) -> None:
     Raises:
       ValueError: naming both arguments and the first place where they differ.
     """
-    structure, other_structure = jax.tree.structure(tree), jax.tree.structure(other)
-    if structure != other_structure:
+    if jax.tree.structure(tree) != jax.tree.structure(other):
         raise ValueError(
             f"{name} and {other_name} must have the same tree structure; got "
-            f"{structure} and {other_structure}."
+            f"{_difference(name, tree, other_name, other)}."
         )
     same_shapes(name, tree, other_name, other)
+
+
+def _difference(name: str, tree: Any, other_name: str, other: Any, **is_leaf) -> str:
+    """Where two trees differ, in one line."""
+    paths = [
+        [
+            jax.tree_util.keystr(path) or "one array"
+            for path, _ in jax.tree_util.tree_leaves_with_path(x, **is_leaf)
+        ]
+        for x in (tree, other)
+    ]
+    only = []
+    for owner, own, others in ((name, *paths), (other_name, *paths[::-1])):
+        extra = [path for path in own if path not in others]
+        if extra:
+            more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+            only.append(f"{', '.join(extra[:3])}{more} in {owner} only")
+    kinds = f"{type(tree).__name__} and {type(other).__name__}"
+    return "; ".join(only) or f"the same leaves in other containers ({kinds})"
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
 
 
 def same_shapes(name: str, tree: Any, other_name: str, other: Any) -> None:
@@ -282,8 +451,8 @@ def mask(mask: Any, params: optax.Params) -> None:
     Raises:
       ValueError: naming the first leaf that is missing, of another shape, or not bool.
     """
-    treedef = jax.tree.structure(mask, is_leaf=lambda leaf: leaf is None)
-    paths = jax.tree_util.tree_leaves_with_path(mask, is_leaf=lambda leaf: leaf is None)
+    treedef = jax.tree.structure(mask, is_leaf=_is_none)
+    paths = jax.tree_util.tree_leaves_with_path(mask, is_leaf=_is_none)
     try:
         parts = treedef.flatten_up_to(params)
         for (_, keep), part in zip(paths, parts, strict=True):
@@ -292,8 +461,8 @@ def mask(mask: Any, params: optax.Params) -> None:
     except (ValueError, TypeError) as error:
         raise ValueError(
             "mask must have the tree structure of params, with None for leaves that "
-            f"are not prunable; got {jax.tree.structure(mask)} for "
-            f"{jax.tree.structure(params)}."
+            "are not prunable; got "
+            f"{_difference('mask', mask, 'params', params, is_leaf=_is_none)}."
         ) from error
     for (path, keep), part in zip(paths, parts, strict=True):
         if keep is None:

@@ -1,13 +1,20 @@
 """Which leaves of a tree are meant, and which of them are ranked together."""
 
+import dataclasses
+import math
+import numbers
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from prunadag_optax._common import checks
+
 Where = Callable[[tuple[Any, ...], Any], bool]
+# "global", "leaf", or how many leading axes of a leaf stack layers.
+Scope = str | Callable[[tuple[Any, ...], Any], int]
 
 # Names that say what a leaf is: something added to, or multiplied with, whole channels,
 # such as bias, b, b1, b_out, bias_hh, logit_scale, gamma; and running statistics.
@@ -21,7 +28,7 @@ _NORMALISATION = re.compile(r"norm|(^|_)(bn|ln|gn)(\d|_|$)", re.IGNORECASE)
 _SCALES = ("weight", "w", "g")
 
 
-def _is_box(key: Any) -> bool:
+def is_box(key: Any) -> bool:
     """Whether a key stands between a parameter's name and its array, as in nnx."""
     return getattr(key, "name", None) in ("value", "raw_value")
 
@@ -31,6 +38,8 @@ def _names(path: tuple[Any, ...]) -> list[str]:
 
     A key may hold several: "mlp/~/linear_0" in Haiku, "fc.weight" in files.
     """
+    while path and is_box(path[-1]):
+        path = path[:-1]
     keys = [getattr(key, "key", getattr(key, "name", key)) for key in path]
     return re.split(r"[/.]", "/".join(key for key in keys if isinstance(key, str)))
 
@@ -63,9 +72,7 @@ def prunable(path: tuple[Any, ...], leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
         return False
-    while path and _is_box(path[-1]):
-        path = path[:-1]
-    if not path:
+    if all(is_box(key) for key in path):
         return True
     *modules, name = _names(path)
     if _NOT_PRUNABLE.fullmatch(name):
@@ -96,6 +103,70 @@ def everything(path: tuple[Any, ...], leaf: Any) -> bool:
     return True
 
 
+def named(*names: str) -> Where:
+    """The `where` that chooses the leaves of some names, whatever module they are in.
+
+    Args:
+      *names: the last name in the path of a leaf, such as "kernel" or "embedding".
+
+    Returns:
+      A predicate (path, leaf) -> bool.
+
+    Raises:
+      ValueError: without a name, or if one is no string.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import masks
+      >>> params = {"dense": {"kernel": jnp.array([1.0, -3.0]), "bias": jnp.ones(2)}}
+      >>> mask = masks.magnitude_mask(params, 0.5, where=masks.named("kernel"))
+      >>> mask["dense"]["kernel"].tolist(), mask["dense"]["bias"]
+      ([False, True], None)
+    """
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            "names must be strings, such as masks.named('kernel', 'embedding'); got "
+            f"{names!r:.80}."
+        )
+    return lambda path, leaf: _names(path)[-1] in names
+
+
+def contracted_axes(paths: Sequence[Any]) -> Callable[[Any, Any], tuple[int, ...]]:
+    """What tells which axes of a leaf its layer contracts, by names and shape.
+
+    Args:
+      paths: key paths of all leaves of the tree.
+
+    Returns:
+      A function (path, leaf) -> axes, which raises a ValueError where it would guess.
+    """
+    modules = [_names(path)[:-1] for path in paths]
+    # What stands beside a query is part of an attention.
+    attentions = {tuple(names[:-1]) for names in modules if names[-1:] == ["query"]}
+
+    def axes_of(path: Any, leaf: Any) -> tuple[int, ...]:
+        *module, name = _names(path)
+        ndim = jnp.ndim(leaf)
+        if name.startswith("weight") and ndim > 1:
+            return (1,)
+        if ndim > 2 and tuple(module[:-1]) in attentions:
+            if module[-1] in ("query", "key", "value"):
+                return (-3,)
+            if module[-1] == "out":
+                return (-3, -2)
+        if ndim == 3 and not any("conv" in part.lower() for part in module):
+            raise ValueError(
+                "axis must be given where it would be a guess which axes a layer "
+                f"contracts: params{jax.tree_util.keystr(path)} has the shape "
+                f"{jnp.shape(leaf)}. Write axis=-2 for layers stacked in one leaf or a "
+                "convolution, axis=0 for a projection to heads, or axis=lambda path, "
+                "leaf: ... for trees that have both."
+            )
+        return (-2,) if ndim > 1 else (0,)
+
+    return axes_of
+
+
 def chosen(tree: Any, where: Where | None = None) -> list[bool]:
     """Which leaves of a tree are chosen, in the order of `jax.tree.leaves`.
 
@@ -105,12 +176,19 @@ def chosen(tree: Any, where: Where | None = None) -> list[bool]:
 
     Returns:
       A bool for each leaf.
+
+    Raises:
+      ValueError: if the tree is none of parameters, or if it has leaves and none of
+        them is chosen.
     """
-    where = where or prunable
-    return [
-        bool(where(path, leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+    where = prunable if where is None else where
+    checks.where(where)
+    checks.parameters("params", tree)
+    paths_leaves = jax.tree_util.tree_leaves_with_path(tree)
+    members = [bool(where(path, leaf)) for path, leaf in paths_leaves]
+    if paths_leaves and not any(members):
+        raise ValueError(nothing_chosen(paths_leaves, where))
+    return members
 
 
 def ranked_together(
@@ -126,5 +204,132 @@ def ranked_together(
     Returns:
       Lists of indices into `jax.tree.leaves(tree)`.
     """
-    indices = [i for i, member in enumerate(chosen(tree, where)) if member]
-    return [indices] if scope == "global" else [[i] for i in indices]
+    return [group for group, _, _ in parts_of(tree, where, scope).groups]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What is ranked in a tree: chosen leaves, or the layers that are stacked in them.
+
+    Attributes:
+      leaves: for each chosen leaf its index among `jax.tree.leaves`, how many leading
+        axes stack layers in it, and its shape.
+      together: whether all parts are ranked together, or each on its own.
+    """
+
+    leaves: tuple[tuple[int, int, tuple[int, ...]], ...]
+    together: bool
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of elements of each part."""
+        return [
+            math.prod(shape[axes:])
+            for _, axes, shape in self.leaves
+            for _ in range(math.prod(shape[:axes]))
+        ]
+
+    @property
+    def groups(self) -> list[tuple[list[int], int, int]]:
+        """Leaves ranked together, axes that stack layers, components in a ranking."""
+        if self.together:
+            size = sum(math.prod(shape) for _, _, shape in self.leaves)
+            return [([i for i, _, _ in self.leaves], 0, size)]
+        return [([i], axes, math.prod(shape[axes:])) for i, axes, shape in self.leaves]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def split(self, tree: Any) -> list[jax.Array]:
+        """The parts of a tree, as arrays."""
+        leaves, parts = jax.tree.leaves(tree), []
+        for i, axes, shape in self.leaves:
+            if axes:
+                parts += [*jnp.reshape(leaves[i], (-1, *shape[axes:]))]
+            else:
+                parts.append(jnp.asarray(leaves[i]))
+        return parts
+
+    def compare(
+        self, function: Callable[..., jax.Array], tree: Any, of_part: jax.Array
+    ) -> Any:
+        """The tree of function(leaf, numbers of its parts), True for leaves not chosen.
+
+        Args:
+          function: from a chosen leaf, and an array that broadcasts against it, to a
+            bool array like the leaf.
+          tree: pytree of arrays.
+          of_part: a number for each part, shape (parts,).
+
+        Returns:
+          Pytree of bool arrays.
+        """
+        leaves, treedef = jax.tree.flatten(tree)
+        masks: list[Any] = [jnp.ones_like(x, bool) for x in leaves]
+        done = 0
+        for i, axes, shape in self.leaves:
+            lead = shape[:axes]
+            numbers = of_part[done : done + math.prod(lead)]
+            done += math.prod(lead)
+            masks[i] = function(
+                leaves[i], numbers.reshape(lead + (1,) * (len(shape) - axes))
+            )
+        return treedef.unflatten(masks)
+
+    def map(self, function: Callable[..., Any], *trees: Any, otherwise: Any) -> Any:
+        """The tree of function(leaves) where a leaf is chosen, else of `otherwise`."""
+        treedef = jax.tree.structure(otherwise)
+        columns = [treedef.flatten_up_to(tree) for tree in trees]
+        leaves = treedef.flatten_up_to(otherwise)
+        for i, *_ in self.leaves:
+            leaves[i] = function(*(column[i] for column in columns))
+        return treedef.unflatten(leaves)
+
+
+def nothing_chosen(paths_leaves: Any, where: Any) -> str:
+    """The message for a `where` that chooses no leaf of a tree that has leaves."""
+    shown = ", ".join(
+        f"{jax.tree_util.keystr(path)} {jnp.shape(leaf)}"
+        for path, leaf in paths_leaves[:3]
+    )
+    more = f" and {len(paths_leaves) - 3} more" if len(paths_leaves) > 3 else ""
+    what = "masks.prunable, the default where," if where is prunable else "where"
+    return (
+        f"{what} must choose at least one leaf of params; it chose none of {shown}"
+        f"{more}. A path is a tuple of jax's keys, such as DictKey('kernel'): write "
+        "where=masks.named('kernel') for the leaves of that name, "
+        "where=masks.everything for all leaves."
+    )
+
+
+def parts_of(tree: Any, where: Where | None = None, scope: Scope = "global") -> Parts:
+    """What is ranked in a tree.
+
+    Args:
+      tree: pytree of arrays, or of their shapes and dtypes.
+      where: predicate (path, leaf) -> bool; None is `prunable`.
+      scope: "global", "leaf", or a function (path, leaf) -> how many leading axes of
+        the leaf stack layers, each of which is ranked on its own.
+
+    Returns:
+      The `Parts`.
+
+    Raises:
+      ValueError: if a tree that has leaves has none that is chosen, or if `scope`
+        returns no number of axes of its leaf.
+    """
+    checks.scope(scope)
+    members, leaves = chosen(tree, where), []
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
+        if not members[i]:
+            continue
+        shape, axes = jnp.shape(leaf), scope(path, leaf) if callable(scope) else 0
+        whole = isinstance(axes, numbers.Integral) and not isinstance(axes, bool)
+        if not (whole and 0 <= axes < max(len(shape), 1)):
+            raise ValueError(
+                "scope must return how many leading axes stack layers, 0 to "
+                f"{max(len(shape) - 1, 0)} for params{jax.tree_util.keystr(path)} of "
+                f"shape {shape}; got {axes!r:.80}."
+            )
+        leaves.append((i, int(axes), shape))
+    return Parts(tuple(leaves), scope == "global")

@@ -347,13 +347,15 @@ def _transformation(settings: Settings) -> optax.GradientTransformationExtraArgs
         if not settings.by_leaf:
             checks.relevant(settings.relevant, sum(x.size for x in shapes))
         zeta, dtype = settings.initial_weight, settings.accumulator_dtype
-        widest = jnp.result_type(*(dtype or x.dtype for x in shapes), jnp.float16)
+        dtypes = [dtype or x.dtype for x in shapes] or [jnp.float32]
         return ScaleByPrunadagState(
             jnp.zeros([], jnp.int32),
             initial(params, zeta, dtype),
             initial(params, zeta, dtype),
             None if settings.momentum is None else initial(params, 0, dtype),
-            jnp.zeros((len(shapes),) if settings.by_leaf else (), widest),
+            jnp.zeros(
+                (len(shapes),) if settings.by_leaf else (), jnp.result_type(*dtypes)
+            ),
         )
 
     def update_fn(

@@ -21,17 +21,29 @@ def _traced(operands: Any) -> bool:
     return any(isinstance(x, Tracer) for x in jax.tree.leaves(operands))
 
 
-def _choose(on_one_cpu: Callable, plain: Callable, *operands: Any) -> Any:
-    """Calls one of two functions that compute the same.
+def on_one_device(operands: Any) -> bool:
+    """Whether no other device may hold any of the operands, so that data may be moved.
 
-    The form for one CPU device moves data about, so no other device may hold any of it.
+    Args:
+      operands: pytree of arrays.
+
+    Returns:
+      Whether there is one device, and no array is sharded over a mesh of it.
     """
     sharded = any(
         axis is not None
         for x in jax.tree.leaves(operands)
         for axis in jax.typeof(x).sharding.spec
     )
-    if not _traced(operands) or sharded or jax.device_count() > 1:
+    return jax.device_count() == 1 and not sharded
+
+
+def _choose(on_one_cpu: Callable, plain: Callable, *operands: Any) -> Any:
+    """Calls one of two functions that compute the same.
+
+    The form for one CPU device moves data about.
+    """
+    if not (_traced(operands) and on_one_device(operands)):
         return plain(*operands)
     return lax.platform_dependent(*operands, cpu=on_one_cpu, default=plain)
 

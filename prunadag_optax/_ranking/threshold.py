@@ -90,7 +90,36 @@ def kth_largest_keys(
         hint = keys.magnitude_to_key(jnp.reshape(hint, len(k)), scores)
     count = counts.count_dtype(_most(scores, by_leaf))
     ranks = jnp.stack([jnp.asarray(x, count) for x in k])
-    return kth_largest([scores], ranks, hint, dtype=dtype, by_leaf=by_leaf)
+    return kth_largest([scores], ranks, hint, key=_key_in(dtype), by_leaf=by_leaf)
+
+
+def kth_largest_magnitudes(
+    scores: Sequence[jax.Array],
+    ranks: Sequence[jax.Array] | jax.Array,
+    alone: jax.Array,
+    hint: jax.Array,
+) -> jax.Array:
+    """The k-th largest magnitude of those arrays that are ranked together, or of each.
+
+    Args:
+      scores: arrays of real floating dtypes.
+      ranks: k for each array; one and the same for those that are ranked together.
+      alone: bool, shape (arrays,), may be traced: which are ranked on their own.
+      hint: magnitudes near the outcome, shape (arrays,); without influence on it.
+
+    Returns:
+      Array like `hint`.
+    """
+    dtype = widest(scores)
+    guess = keys.magnitude_to_key(hint, scores)
+    # What is ranked together must be searched for in the same places.
+    guess = jnp.where(alone, guess, jnp.max(jnp.where(alone, -1, guess)))
+    count = counts.count_dtype(_most(scores, False))
+    k = jnp.stack([jnp.maximum(jnp.asarray(x, count), 1) for x in ranks])
+    found = kth_largest(
+        [scores], k, guess, key=_key_in(dtype), by_leaf=True, together=~alone
+    )
+    return keys.key_to_magnitude(found, scores).astype(hint.dtype)
 
 
 def _most(leaves: Sequence[Any], by_leaf: bool) -> int:
@@ -98,19 +127,21 @@ def _most(leaves: Sequence[Any], by_leaf: bool) -> int:
     return max(sizes) if by_leaf else sum(sizes)
 
 
-def _key_of(dtype: Any, x: jax.Array) -> jax.Array:
-    return keys.key_of(x, dtype)
+@functools.cache
+def _key_in(dtype: Any) -> Callable[[jax.Array], jax.Array]:
+    """`keys.key_of` in a dtype; one function for each, so that jit knows it again."""
+    return functools.partial(keys.key_of, dtype=dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "key", "by_leaf"))
-def kth_largest(
+def search(
     columns: Sequence[Sequence[jax.Array]],
     k: jax.Array,
     guess: jax.Array | None = None,
     *,
-    dtype: Any = None,
-    key: Callable[..., jax.Array] | None = None,
+    key: Callable[..., jax.Array],
     by_leaf: bool = False,
+    together: jax.Array | None = None,
+    to_leaf: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     r"""The k-th largest key of all leaves together, or of each leaf, unchecked.
 
@@ -129,23 +160,22 @@ def kth_largest(
         (leaves,) with `by_leaf`.
       guess: keys near the answers, same shape, which then take fewer passes. Any other
         keys slow the search and never change its result.
-      dtype: without `key`: the one column is of floats, to be ranked by the
-        `keys.key_of` in this dtype.
       key: function from the operands of a leaf to its keys, of one signed dtype for all
         leaves, all >= -1. It is called within the loop, where it fuses with the
         counting: the keys themselves are never stored.
       by_leaf: whether each leaf is ranked on its own.
+      together: bool, shape (leaves,): which leaves are ranked together all the same,
+        with one k. Without `by_leaf`: which leaves count. None: as `by_leaf` says.
+      to_leaf: function from keys, shape (pivots, 1), to the keys that stand for them in
+        each leaf, shape (pivots, leaves), rising with them; None: the same in all.
 
     Returns:
       Array like `k`, of the keys' dtype.
     """
-    key = key or functools.partial(_key_of, dtype)
     # The outcome is piecewise constant in the tree: no gradient flows through it.
     columns = jax.tree.map(lax.stop_gradient, list(columns))
     signed = jax.eval_shape(key, *(column[0] for column in columns)).dtype
     unsigned = UNSIGNED[signed.itemsize]
-    sizes = [x.size for x in columns[0]]
-    sizes = np.array(sizes if by_leaf else [sum(sizes)])
     count = k.dtype
 
     def above(low, high, aims):
@@ -156,17 +186,24 @@ def kth_largest(
         aims = jnp.minimum(jnp.clip(aims, 1, most).astype(unsigned), high - low)
         return (low + aims).astype(signed)
 
+    def of_group(of_leaf):
+        """The sums over the leaves that are ranked together, shape (..., leaves)."""
+        if together is not None:
+            total = jnp.sum(jnp.where(together, of_leaf, 0), -1, count, keepdims=True)
+            return jnp.where(together, total, of_leaf) if by_leaf else total
+        return of_leaf if by_leaf else jnp.sum(of_leaf, -1, count, keepdims=True)
+
     def reached_by(columns, pivots):
         """How many keys reach each of the pivots, shape like theirs."""
+        levels = [*(to_leaf(pivots) if to_leaf else pivots)]
+        if not (by_leaf or to_leaf):
+            levels = [level[0] for level in levels]  # one scalar for all leaves
 
         def compared(*leaf):
             found = key(*leaf[: len(columns)])
-            levels = leaf[len(columns) :] if by_leaf else pivots[:, 0]
-            return [(found >= level).astype(count) for level in levels]
+            return [(found >= level).astype(count) for level in leaf[len(columns) :]]
 
-        sums = engine.sums_by_leaf(compared, columns, list(pivots) if by_leaf else [])
-        sums = jnp.stack(sums)
-        return sums if by_leaf else jnp.sum(sums, 1, dtype=count, keepdims=True)
+        return of_group(jnp.stack(engine.sums_by_leaf(compared, columns, levels)))
 
     def unfinished(carry):
         low, high, *_ = carry
@@ -187,18 +224,51 @@ def kth_largest(
         return low, high, at_low, above_high, above(low, high, aims)
 
     low, high = (jnp.full(k.shape, x, signed) for x in (-1, np.iinfo(signed).max))
-    at_low, above_high = jnp.asarray(sizes, count), jnp.zeros(k.shape, count)
+    at_low = of_group(jnp.array([x.size for x in columns[0]], count))
+    # Of no elements: -1, below every magnitude.
+    high = jnp.where(at_low > 0, high, low)
+    above_high = jnp.zeros(k.shape, count)
     if guess is None:
         steps = np.linspace(0, 2.0 ** (8 * signed.itemsize - 1), 9)[1:-1]
         aims = jnp.zeros(k.shape)
     else:
-        # A magnitude 2^(1/64), 2^(1/8) and 2 times the guess, and one over that.
-        octaves = np.array([-64, -8, -1, np.inf, 1, 8, 64])
+        # 1/20, 1/4 and 4 octaves around the guess: one that is far off, as where the
+        # rank changes from call to call, must not cost more than none.
+        octaves = np.array([-1 / 4, -4, -20, np.inf, 20, 4, 1 / 4])
         steps = 2.0 ** _MANTISSA[signed.itemsize] / octaves
         aims = guess.astype(jnp.float32) + 1
     aims = aims[None] + jnp.asarray(steps, jnp.float32)[:, None]
     start = low, high, at_low, above_high, above(low, high, aims)
-    return lax.while_loop(unfinished, narrow, start)[0]
+    return lax.while_loop(unfinished, narrow, _varying_like(columns, start))[0]
+
+
+def _varying_like(tree: Any, carry: Any) -> Any:
+    """A loop's start, typed as varying over the mesh axes that the tree varies over.
+
+    In a `jax.shard_map` that checks this, a loop may not make it so.
+    """
+    axes = frozenset().union(*(_axes(x) for x in jax.tree.leaves(tree)))
+
+    def leaf(x):
+        missing = tuple(axes - _axes(x))
+        if not missing:
+            return x
+        if hasattr(lax, "pcast"):
+            return lax.pcast(x, missing, to="varying")
+        return lax.pvary(x, missing)  # jax before 0.8  # pyright: ignore
+
+    return jax.tree.map(leaf, carry)
+
+
+def _axes(x: Any) -> frozenset[str]:
+    kind = jax.typeof(x)
+    if hasattr(kind, "manual_axis_type"):
+        return frozenset(kind.manual_axis_type.varying)
+    return frozenset(getattr(kind, "vma", ()))  # jax before 0.10
+
+
+# Compiled as one where it is called outside jit: a loop would be compiled every time.
+kth_largest = jax.jit(search, static_argnames=("key", "by_leaf"))
 
 
 def _aims(span, at_low, above_high, k):

@@ -37,9 +37,10 @@ class Controller(NamedTuple):
       \end{cases}, \quad
       a = \alpha \text{ or } \alpha \gamma^{\max(c - 1, 0)}
 
-    within the limits, where c is how often S - S* has changed its sign. With the decay
-    gamma < 1 the strength settles. The dual variable stays as it is, so the weights
-    jump when the strength changes, by delta times the change.
+    within the limits, where c is how often S - S* has changed its sign. Steps exactly
+    on the target do not count: below, on it, below is no change; below, on it, above is
+    one. With the decay gamma < 1 the strength settles. The dual variable stays as it
+    is, so the weights jump when the strength changes, by delta times the change.
 
     Attributes:
       target: S* in [0, 1].
@@ -398,6 +399,8 @@ def _controlled(
     def change(strength, state):
         sparsity = masks.sparsity(params)
         gap = jnp.asarray(controller.target, strength.dtype) - sparsity
+        # Both are rounded: on the target the difference may be of either sign.
+        gap = jnp.where(jnp.abs(gap) <= jnp.finfo(sparsity.dtype).eps, 0, gap)
         side = jnp.sign(gap).astype(jnp.int32)
         changes = state.changes + (side * state.side < 0)
         rate = controller.acceleration

@@ -28,7 +28,7 @@ def gradual_magnitude_pruning(
     density: optax.Schedule,
     *,
     every: int = 1,
-    scope: str = "global",
+    scope: masks.Scope = "global",
     where: masks.Where | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradual magnitude pruning: any optimizer, on ever fewer weights.
@@ -79,8 +79,8 @@ def gradual_magnitude_pruning(
     References:
       M. Zhu, S. Gupta, To prune, or not to prune, arXiv:1710.01878, section 3.
     """
-    checks.scalar("every", every, least=1)
-    checks.choice("scope", scope, ("global", "leaf"))
+    checks.integer("every", every, least=1)
+    checks.scope(scope)
     if not callable(density):
         raise ValueError(
             "density must be a schedule count -> share kept, such as "

@@ -16,10 +16,10 @@ import optax
 from prunadag_optax import masks
 from prunadag_optax._common import checks
 from prunadag_optax._common.dtypes import cast_like, value_at, working
-from prunadag_optax._common.leaves import ranked_together
+from prunadag_optax._common.leaves import parts_of, ranked_together
 from prunadag_optax._common.transformation import checked
 from prunadag_optax._ranking.counts import target_count
-from prunadag_optax._ranking.exact import mask_by_groups
+from prunadag_optax._ranking.exact import mask_of_parts
 from prunadag_optax._ranking.threshold import kth_largest_magnitude
 
 
@@ -302,9 +302,9 @@ def _stability_of(leaves: list[Any], steps: list[Any], k: Any) -> Stability:
 
 def _mask(params: Any, k: Any, scope: str, where: masks.Where | None) -> Any:
     """Pytree of bool, True on the k largest; None for leaves that are left out."""
-    return mask_by_groups(
+    return mask_of_parts(
         params,
-        ranked_together(params, where, scope),
+        parts_of(params, where, scope),
         lambda group, size: size - target_count(k, size),
     )
 

@@ -18,9 +18,9 @@ from jax.core import Tracer
 
 from prunadag_optax import masks
 from prunadag_optax._common import checks
-from prunadag_optax._common.leaves import ranked_together
+from prunadag_optax._common.leaves import parts_of
 from prunadag_optax._ranking import counts
-from prunadag_optax._ranking.exact import mask_by_groups
+from prunadag_optax._ranking.exact import mask_of_parts
 
 Fraction = float | Callable[[tuple[Any, ...], jax.Array], float]
 
@@ -257,8 +257,8 @@ def prune_remaining(
             return size - kept + jnp.round(share * kept).astype(dtype)
         return size - int(kept) + round(float(share) * int(kept))
 
-    groups = ranked_together(params, masks.where_held(None, mask), scope)
-    return mask_by_groups(params, groups, pruned, _for_each_leaf(mask, params))
+    parts = parts_of(params, masks.where_held(None, mask), scope)
+    return mask_of_parts(params, parts, pruned, _for_each_leaf(mask, params))
 
 
 def sparse_optimizer(

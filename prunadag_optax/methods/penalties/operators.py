@@ -31,8 +31,8 @@ from prunadag_optax.methods.penalties.groups import (
     secular_root,
 )
 
-# Where MCP is more concave than a group's metric is convex, its gamma is raised to
-# this multiple of the least with a convex problem.
+# Where MCP is as concave as a group's metric is convex, or more, its gamma is raised to
+# this multiple of the limit.
 MARGIN = 1.01
 
 
@@ -149,10 +149,10 @@ def prox_group_mcp(
     With d = 1 this is :math:`\theta = (\|x\| - \eta \lambda_g) / (1 - \eta / \gamma)`;
     otherwise theta is found to rounding by a fixed number of Newton steps.
 
-    A group's problem is convex if :math:`\gamma \min_i d_i > \eta`. Where it is not, as
-    for weights whose gradients have always been zero, that group's gamma is raised to
-    :math:`1.01\, \eta / \min_i d_i`: a step towards the group lasso, no further than
-    needed.
+    A group's problem is convex if :math:`\gamma \min_i d_i > \eta`, and its solution is
+    the one above. Where it is not, as for weights whose gradients have always been
+    zero, that group's gamma is raised to :math:`1.01\, \eta / \min_i d_i`: a step
+    towards the group lasso that leaves the operator continuous.
 
     Args:
       x: array with the axes named in `axis`.
@@ -189,7 +189,8 @@ def prox_group_mcp(
         bend = jnp.zeros_like(lam)
         if concave:
             least = jnp.min(d, axis=group_axes(x.shape, axis), keepdims=True)
-            bend = jnp.minimum(_product(1 / gamma, scaling, x), least / MARGIN)
+            bend = _product(1 / gamma, scaling, x)
+            bend = jnp.where(bend < least, bend, least / MARGIN)
         b = jnp.abs(d * x)
         norm = group_norms(b, axis)
         if metric is None:
@@ -198,7 +199,9 @@ def prox_group_mcp(
             positive = jnp.where(lam == 0, 1, lam)
             theta = secular_root(b, norm, d - bend, positive, axis)
             share = d * theta / ((d - bend) * theta + positive)
-        z = jnp.where(norm <= lam, 0, x * share)
+        # No share exceeds 1 below gamma lambda. Near the limit of convexity it is a
+        # quotient of small differences, and rounding would raise it.
+        z = jnp.where(norm <= lam, 0, x * jnp.minimum(share, 1))
         if concave:
             # ||x|| > gamma lambda, in terms that stay finite where gamma is not.
             z = jnp.where(group_norms(x, axis) * bend > lam, x, z)
