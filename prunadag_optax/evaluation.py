@@ -83,6 +83,7 @@ def pruning_curve(
     scope: masks.Scope = "global",
     where: masks.Where | None = None,
     score: masks.Score = "magnitude",
+    opt_state: Any = None,
     recalibrate: Callable[[Any, float], Any] | None = None,
     progress: bool = True,
 ) -> PruningCurve:
@@ -100,6 +101,7 @@ def pruning_curve(
       scope: "global", "leaf" or a function, as in `masks.magnitude_mask`.
       where: predicate (path, leaf) -> bool; None is `masks.prunable`.
       score: "magnitude", "lamp", a function or a tree, as in `masks.magnitude_mask`.
+      opt_state: as in `masks.magnitude_mask`.
       recalibrate: function (pruned params, sparsity) -> what `metric_fn` gets in place
         of the pruned parameters; for statistics that pruning has made wrong, such as
         those of batch normalisation, computed anew on training data.
@@ -126,7 +128,9 @@ def pruning_curve(
     chosen = _check_sparsities(sparsities)
     rows = []
     for sparsity in with_progress(chosen, "pruning curve", progress):
-        pruned, _ = masks.prune(params, sparsity, scope=scope, where=where, score=score)
+        pruned, _ = masks.prune(
+            params, sparsity, scope=scope, where=where, score=score, opt_state=opt_state
+        )
         if recalibrate is not None:
             pruned = recalibrate(pruned, sparsity)
         result = metric_fn(pruned)
@@ -189,6 +193,7 @@ def pruning_error(
       Porcelli, Seraghiti, Toint (2026), section 4.
     """
     _check_function("loss_fn", loss_fn, "pruning_error(loss_fn, params, ...)")
+    checks.parameters("params", params)
     chosen = _check_sparsities(sparsities)
     value_and_grad = jax.jit(jax.value_and_grad(loss_fn))
     dense, _ = value_and_grad(params)

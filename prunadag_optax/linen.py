@@ -165,6 +165,7 @@ class PruningTrainState(train_state.TrainState):
             scope=scope,
             where=where,
             score=score,
+            opt_state=self.opt_state,
         )
         opt_state, trained = copies.all_relevant(self.opt_state, self._trained)
         state = self.replace(opt_state=opt_state)._with_trained(trained)
@@ -222,6 +223,7 @@ class PruningTrainState(train_state.TrainState):
             scope=scope,
             where=where,
             score=score,
+            opt_state=self.opt_state,
         )
         return self._pruned_to(masks)
 
@@ -258,6 +260,7 @@ class PruningTrainState(train_state.TrainState):
         self._check_one()
         # fp8's own parameters are not pruned, but the model needs them.
         whole = lambda trained: self._with_trained(trained).params  # noqa: E731
+        kwargs.setdefault("opt_state", self.opt_state)
         kwargs.setdefault("where", masks_lib.where_held(None, self.masks))
         recalibrate = kwargs.pop("recalibrate", None) or (lambda params, _: params)
         return evaluation.pruning_curve(

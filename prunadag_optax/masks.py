@@ -5,6 +5,7 @@ it is pruned. A None in place of a leaf means that the leaf is not prunable. Mas
 beside the parameters; nothing here changes a parameter in place.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -24,6 +25,11 @@ from prunadag_optax._common.leaves import Where as Where
 from prunadag_optax._common.leaves import everything as everything
 from prunadag_optax._common.leaves import named as named
 from prunadag_optax._common.leaves import prunable as prunable
+from prunadag_optax._common.transformation import find_states
+from prunadag_optax._core.pruning_aware import (
+    GradientAtPrunedState,
+    PruningAwareState,
+)
 from prunadag_optax._ranking import counts, exact, keys
 from prunadag_optax._ranking.lamp import lamp_scores
 
@@ -41,6 +47,7 @@ def magnitude_mask(
     where: Where | None = None,
     previous: Any = None,
     score: Score = "magnitude",
+    opt_state: Any = None,
 ) -> Any:
     r"""The mask that prunes the smallest magnitudes, with exact counts.
 
@@ -65,6 +72,10 @@ def magnitude_mask(
       score: whose smallest magnitudes are pruned: "magnitude", the parameters; "lamp",
         the share of a weight in the squares of its layer that are no smaller; a
         function params -> tree of scores like `params`; or that tree.
+      opt_state: the optimizer's state, or an `nnx.Optimizer`, with `pruning_aware` in it;
+        None: there is none. A leaf that it ranks on its own, as it was all zero at the
+        start, is ranked on its own here, too, if `where` and the global scope are the
+        same.
 
     Returns:
       Pytree like `params`: bool arrays, True = keep, None where `where` is False.
@@ -95,7 +106,7 @@ def magnitude_mask(
             return count.astype(counts.count_dtype(size))
         return round(float(sparsity) * size)
 
-    return _mask(params, pruned, scope, where, previous, score)
+    return _mask(params, pruned, scope, where, previous, score, opt_state)
 
 
 def _mask(
@@ -105,15 +116,78 @@ def _mask(
     where: Where | None,
     previous: Any,
     score: Score,
+    opt_state: Any,
 ) -> Any:
     """The mask that prunes `pruned(n)` of every n components ranked together."""
     parts = parts_of(params, where, scope)
     if previous is not None:
         checks.mask(previous, params)
     scores = _scores(params, parts, score)
-    return exact.mask_of_parts(
-        params, parts, lambda group, size: pruned(size), previous, scores
+    alone = _alone(opt_state, parts)
+    if alone is None:
+        return exact.mask_of_parts(
+            params, parts, lambda group, size: pruned(size), previous, scores
+        )
+    return _each_or_together(params, parts, pruned, previous, scores, alone)
+
+
+def _alone(opt_state: Any, parts: Parts) -> jax.Array | None:
+    """Which leaves `pruning_aware` ranks on their own; None: none."""
+    if opt_state is None or not parts.together:
+        return None
+    opt_state = getattr(opt_state, "opt_state", opt_state)  # nnx.Optimizer
+    for kind in (PruningAwareState, GradientAtPrunedState):
+        for state in find_states(opt_state, kind):
+            (alone,) = jax.tree.leaves(state.alone)
+            # All are where its own scope is by leaf.
+            alone = alone & ~jnp.all(alone)
+            some = isinstance(alone, Tracer) or jnp.any(alone)
+            if alone.shape == (len(parts),) and some:
+                return alone
+    return None
+
+
+def _each_or_together(
+    params: optax.Params,
+    parts: Parts,
+    pruned: Callable[[int], Any],
+    previous: Any,
+    scores: Any,
+    alone: jax.Array,
+) -> Any:
+    """The mask with some leaves ranked on their own; these take their share first."""
+    treedef = jax.tree.structure(params)
+    flags = dict(zip((i for i, *_ in parts.leaves), alone, strict=True))
+    each = exact.mask_of_parts(
+        params,
+        dataclasses.replace(parts, together=False),
+        lambda group, size: pruned(size),
+        previous,
+        scores,
     )
+    # Among the others, those on their own are the largest, and so are not pruned.
+    ranked = jax.tree.leaves(params if scores is None else scores)
+    held = [None] * len(ranked)
+    if previous is not None:
+        held = treedef.flatten_up_to(previous)
+    for i, flag in flags.items():
+        ranked[i] = jnp.where(flag, jnp.inf, ranked[i])
+        held[i] = None if held[i] is None else flag | held[i]
+    own = sum(
+        jnp.where(flag, pruned(size), 0)
+        for flag, size in zip(alone, parts.sizes, strict=True)
+    )
+    others = exact.mask_of_parts(
+        params,
+        parts,
+        lambda group, size: jnp.maximum(pruned(size) - own, 0),
+        treedef.unflatten(held) if previous is not None else None,
+        treedef.unflatten(ranked),
+    )
+    each, others = map(treedef.flatten_up_to, (each, others))
+    for i, flag in flags.items():
+        each[i] = jnp.where(flag, each[i], others[i])
+    return treedef.unflatten(each)
 
 
 def _scores(params: optax.Params, parts: Parts, score: Score) -> Any:
@@ -315,6 +389,7 @@ def prune(
     where: Where | None = None,
     previous: Any = None,
     score: Score = "magnitude",
+    opt_state: Any = None,
 ) -> tuple[Any, Any]:
     r"""Prunes by magnitude in one shot.
 
@@ -328,6 +403,7 @@ def prune(
       where: predicate (path, leaf) -> bool; None is `prunable`.
       previous: the mask already held, or None, as in `magnitude_mask`.
       score: "magnitude", "lamp", a function or a tree, as in `magnitude_mask`.
+      opt_state: as in `magnitude_mask`.
 
     Returns:
       The pruned parameters and their mask.
@@ -343,7 +419,13 @@ def prune(
       [0.0, -3.0, 2.0, 0.0]
     """
     mask = magnitude_mask(
-        params, sparsity, scope=scope, where=where, previous=previous, score=score
+        params,
+        sparsity,
+        scope=scope,
+        where=where,
+        previous=previous,
+        score=score,
+        opt_state=opt_state,
     )
     return apply_mask(params, mask), mask
 
@@ -356,6 +438,7 @@ def prune_further(
     scope: Scope = "global",
     where: Where | None = None,
     score: Score = "magnitude",
+    opt_state: Any = None,
 ) -> tuple[Any, Any]:
     """Prunes on top of a mask that is held: `prune`, but never to a lower sparsity.
 
@@ -368,6 +451,7 @@ def prune_further(
       where: predicate (path, leaf) -> bool; None: the leaves that have masks or, where
         nothing is held, `prunable`.
       score: "magnitude", "lamp", a function or a tree, as in `magnitude_mask`.
+      opt_state: as in `magnitude_mask`.
 
     Returns:
       The pruned parameters and their mask.
@@ -388,7 +472,15 @@ def prune_further(
         checks.scalar("sparsity", sparsity, least=0, most=1)
         checks.mask(held, params)
         _check_not_lower(params, float(sparsity), held, scope, where)
-    return prune(params, sparsity, scope=scope, where=where, previous=held, score=score)
+    return prune(
+        params,
+        sparsity,
+        scope=scope,
+        where=where,
+        previous=held,
+        score=score,
+        opt_state=opt_state,
+    )
 
 
 def _check_not_lower(
@@ -440,6 +532,7 @@ def mask_on_schedule(
     scope: Scope = "global",
     where: Where | None = None,
     score: Score = "magnitude",
+    opt_state: Any = None,
 ) -> Any:
     r"""The mask to hold after so many steps, inside a compiled step or outside.
 
@@ -462,6 +555,7 @@ def mask_on_schedule(
       where: predicate (path, leaf) -> bool; None: the leaves that have masks or, where
         nothing is held, `prunable`.
       score: "magnitude", "lamp", a function or a tree, as in `magnitude_mask`.
+      opt_state: as in `magnitude_mask`.
 
     Returns:
       The mask, `held` itself at all other steps.
@@ -497,6 +591,7 @@ def mask_on_schedule(
             where,
             held,
             score,
+            opt_state,
         )
 
     due = count % every == 0
@@ -552,7 +647,8 @@ def keep_pruned(
       0.0
     """
     computed = checks.is_function(mask)
-    nones = None in jax.tree.leaves(mask, is_leaf=lambda leaf: leaf is None)
+    leaves = jax.tree.leaves(mask, is_leaf=lambda leaf: leaf is None)
+    like_params = computed or all(leaf is not None for leaf in leaves)
 
     def init_fn(params):
         tree: Any = mask
@@ -561,7 +657,7 @@ def keep_pruned(
         if jax.tree.leaves(params):
             tree = mask(params) if callable(mask) and computed else mask
             checks.mask(tree, params)
-        elif computed or not nones:
+        elif like_params:
             tree = params
         # A copy: donating the state must not delete the caller's mask.
         return KeepPrunedState(jax.tree.map(jnp.array, tree))

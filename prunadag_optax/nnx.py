@@ -27,6 +27,7 @@ except ImportError as error:
 from prunadag_optax import masks as masks_lib
 from prunadag_optax._common import checks
 from prunadag_optax._common.leaves import chosen
+from prunadag_optax._common.opt_states import by_path, place
 from prunadag_optax._core import eval_params as copies
 
 
@@ -110,6 +111,12 @@ class PruningMasks(nnx.Pytree):
         _check_model(model)
         grads = nnx.state(grads)
         pure = nnx.as_pure(grads)
+        unknown = set(by_path(pure)) - set(by_path(nnx.as_pure(nnx.state(model))))
+        if unknown:
+            raise ValueError(
+                "grads must be gradients of the model, as nnx.grad(loss)(model) has "
+                f"them; got {min(unknown, key=str)}, which is none of its parameters."
+            )
         masked = masks_lib.apply_mask(pure, self._like(pure))
         # The optimizer selects by the type of Variable, so the gradients keep theirs.
         grads = jax.tree.unflatten(jax.tree.structure(grads), jax.tree.leaves(masked))
@@ -153,7 +160,13 @@ class PruningMasks(nnx.Pytree):
         if where is not None:
             checks.masks_for(chosen(params, where), held, params)
         _, masks = masks_lib.prune_further(
-            params, sparsity, held, scope=scope, where=where, score=score
+            params,
+            sparsity,
+            held,
+            scope=scope,
+            where=where,
+            score=score,
+            opt_state=optimizer,
         )
         self._store(masks)
         self._begin(model, optimizer)
@@ -192,6 +205,7 @@ class PruningMasks(nnx.Pytree):
             every=every,
             scope=scope,
             score=score,
+            opt_state=optimizer,
         )
         self._store(masks)
         self._hold(model, optimizer)
@@ -223,7 +237,7 @@ class PruningMasks(nnx.Pytree):
 
     def _like(self, params: Any) -> Any:
         """The masks for some of the parameters, None where one has none."""
-        return _by_path(params, self.tree(), lambda _: None)
+        return _like_in(params, self.tree(), lambda _: None)
 
     def _begin(self, model: nnx.Module, optimizer: nnx.Optimizer | None) -> None:
         """The model and the state at the evaluated parameters, pruned."""
@@ -331,7 +345,9 @@ def prune(
       (0.5, 4)
     """
     params = _evaluated(model, wrt, optimizer)
-    _, masks = masks_lib.prune(params, sparsity, scope=scope, where=where, score=score)
+    _, masks = masks_lib.prune(
+        params, sparsity, scope=scope, where=where, score=score, opt_state=optimizer
+    )
     # With the metadata by which the parameter is sharded.
     variables = nnx.to_flat_state(nnx.state(model, wrt))
     metadata = {path: _sharding(variable) for path, variable in variables}
@@ -352,7 +368,7 @@ def _evaluated(
     params = nnx.as_pure(nnx.state(model, wrt))
     if optimizer is None:
         return params
-    return _by_path(params, eval_params(optimizer, model), lambda own: own)
+    return _like_in(params, eval_params(optimizer, model), lambda own: own)
 
 
 def _sharding(variable: nnx.Variable) -> dict[str, Any]:
@@ -365,12 +381,15 @@ def _is_mask(node: Any) -> bool:
     return isinstance(node, PruningMask)
 
 
-def _by_path(like: Any, tree: Any, default: Callable[[Any], Any]) -> Any:
+def _like_in(like: Any, tree: Any, default: Callable[[Any], Any]) -> Any:
     """The leaves of a tree at the paths of another; where it has none, the default."""
-    found = dict(jax.tree_util.tree_leaves_with_path(tree))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: found[path] if path in found else default(leaf), like
-    )
+    found = by_path(tree)
+
+    def leaf(path, own):
+        at = place(path)
+        return found[at] if at in found else default(own)
+
+    return jax.tree_util.tree_map_with_path(leaf, like)
 
 
 def _loop(optimizer: nnx.Optimizer, model: nnx.Module) -> tuple[Any, Any]:

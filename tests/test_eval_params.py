@@ -45,6 +45,7 @@ WRAPPERS = {
     "chain": lambda: optax.chain(optax.clip_by_global_norm(1.0), aware()),
     "named_chain": lambda: optax.named_chain(("pruned", aware())),
     "masked": lambda: optax.masked(aware(), ONE),
+    "masked by branch": lambda: optax.masked(aware(), {"a": True, "b": False}),
     "partition": labelled,
     "MultiSteps": lambda: optax.MultiSteps(aware(), 1),
     "apply_if_finite": lambda: optax.apply_if_finite(aware(), 3),
@@ -89,7 +90,7 @@ def assert_same(actual, expected):
 def test_in_every_wrapper(name):
     loop, state = one_step(WRAPPERS[name](), PARAMS)
     # Of 8 weights 2 are held, of the 6 of one leaf 2.
-    alone = name in ("masked", "partition", "nested")
+    alone = name in ("masked", "masked by branch", "partition", "nested")
     assert zeros(loop) == ([4, 0, 0] if alone else [4, 0, 2])
     assert_same(eval_params(state, loop), PARAMS)
 
@@ -240,11 +241,7 @@ def mistakes():
         "an nnx.Optimizer": ((state, optimizer), "params", "nnx optimizer"),
         "a TrainState": ((state, train), "params", "TrainState", "state.params"),
         "lookahead": ((state, both), "params", "LookaheadParams", "params.slow"),
-        "another tree": (
-            (state, other),
-            "opt_state must be that of params",
-            "3 leaves",
-        ),
+        "another tree": ((state, other), "that of params: params['a']", "no such leaf"),
         "text": ((state, {"a": "kernel"}), "params['a']", "'kernel'"),
     }
 

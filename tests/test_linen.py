@@ -26,6 +26,7 @@ from prunadag_optax import masks, prunadag
 from prunadag_optax._common.dtypes import value_at
 from prunadag_optax.linen import PruningTrainState, fine_tune
 from prunadag_optax.schedules import cubic_density, one_shot_density
+from tests.helpers import refused
 
 OPTIMIZERS = {
     "sgd": lambda: optax.sgd(0.1, momentum=0.9),
@@ -646,3 +647,46 @@ except ImportError as error:
     assert ran.stdout.strip() == (
         f"prunadag_optax.{module} needs flax: pip install 'prunadag_optax[flax]'."
     )
+
+
+# Mistakes.
+
+
+MISTAKES = {
+    "a module": (
+        lambda: make(nn.Dense(2)),
+        ("params must be a pytree of parameters", "linen module Dense", "model.init"),
+    ),
+    "a TrainState": (
+        lambda: make(TrainState.create(apply_fn=None, params=X, tx=optax.sgd(0.1))),
+        ("params must be a pytree of parameters", "TrainState", "state.params"),
+    ),
+    "lookahead": (
+        lambda: make(optax.LookaheadParams.init_synced({"w": X})),
+        ("params must be", "LookaheadParams", "params.slow", "init_synced(pruned)"),
+    ),
+    "tx without init": (
+        lambda: make(X, tx=lambda grads: grads),
+        ("tx must be an optax transformation", "optax.adam(1e-3)"),
+    ),
+    "flax's state to fine-tune": (
+        lambda: fine_tune(make(X, cls=TrainState), loss, []),
+        ("state must be a prunadag_optax.linen.PruningTrainState", "TrainState"),
+    ),
+    "a module to masks.prune": (
+        lambda: masks.prune(Net(), 0.5),
+        ("params must be a pytree of parameters", "linen module Net"),
+    ),
+    "a state to masks.prune": (
+        lambda: masks.prune(make(X), 0.5),
+        ("params must be a pytree of parameters", "state.prune(sparsity)"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name):
+    call, parts = MISTAKES[name]
+    with refused(*parts) as caught:
+        call()
+    assert len(str(caught.value)) < 500

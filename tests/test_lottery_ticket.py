@@ -360,7 +360,7 @@ def test_dtypes_stay(dtype):
 
 
 def test_odd_trees():
-    for params in ({}, {"a": None, "b": jnp.ones((3, 1))}, jnp.ones((2, 2))):
+    for params in ({}, {"a": None, "w": jnp.ones((3, 1))}, jnp.ones((2, 2))):
         tickets = list(
             lt.iterative_magnitude_pruning(lambda x, mask: x, params, rounds=0)
         )

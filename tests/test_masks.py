@@ -826,7 +826,6 @@ def test_lamp_empties_no_layer():
             ["params['f'] must be an array; got a"],
         ),
     ],
-    ids=str,
 )
 def test_what_is_no_tree_of_parameters(params, message):
     for function in (

@@ -13,13 +13,14 @@ import pytest
 
 pytest.importorskip("flax", minversion="0.12.7")
 
+import flax.linen as nn
 from flax import nnx
 
 from prunadag_optax import masks, prunadag
 from prunadag_optax.linen import PruningTrainState
 from prunadag_optax.nnx import PruningMask, PruningMasks, prune
 from prunadag_optax.schedules import cubic_density, one_shot_density
-from tests.helpers import assert_close, jitted
+from tests.helpers import assert_close, jitted, refused
 
 OPTIMIZERS = {
     "sgd": lambda: optax.sgd(0.1, momentum=0.9),
@@ -514,3 +515,48 @@ def test_equals_the_linen_state():
             state.params,
         )
     assert pruning.sparsity() == state.sparsity() == masks.sparsity(state.masks)
+
+
+# Mistakes.
+
+
+def mistakes():
+    model, optimizer = setup()
+    pruning = prune(nnx.clone(model), 0.5)
+    grads = nnx.grad(squared_error)(model)
+    state = nnx.state(model, nnx.Param)
+    return {
+        "a state": (lambda: prune(state, 0.5), "model must be an nnx model", "State"),
+        "a pytree": (lambda: prune({"w": 1.0}, 0.5), "model must be", "masks.prune"),
+        "a linen module": (lambda: prune(nn.Dense(2), 0.5), "model must be", "Dense"),
+        "an optimizer": (lambda: prune(optimizer, 0.5), "model must be", "Optimizer"),
+        "a transformation": (
+            lambda: prune(model, 0.5, optimizer=optax.adam(0.1)),
+            "optimizer must be an nnx.Optimizer",
+            "nnx.Optimizer(model, tx, wrt=nnx.Param)",
+        ),
+        "swapped": (
+            lambda: pruning.update(model, optimizer, grads),
+            "optimizer must be an nnx.Optimizer",
+            "Model",
+        ),
+        "a model to masks.prune": (
+            lambda: masks.prune(model, 0.5),
+            "params must be a pytree of parameters",
+            "nnx.state(model, nnx.Param)",
+        ),
+        "gradients of another model": (
+            lambda: pruning.update(
+                optimizer, model, nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
+            ),
+            "grads",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", mistakes())
+def test_mistakes(name):
+    call, *parts = mistakes()[name]
+    with refused(*parts) as caught:
+        call()
+    assert len(str(caught.value)) < 500

@@ -1,5 +1,6 @@
 """Adapters: trained alone on a pruned base, and zero at the start."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -9,8 +10,8 @@ pytest.importorskip("flax", minversion="0.12.7")
 
 from flax import nnx
 
+from prunadag_optax import masks, pruning_aware
 from prunadag_optax import nnx as pruning_nnx
-from prunadag_optax import pruning_aware
 
 X, Y = jnp.ones((4, 16)), jnp.arange(8.0)
 
@@ -69,3 +70,31 @@ def test_pruned_without_the_adapters_they_all_train():
     assert pruning.tree()["lora"]["lora_b"] is None
     assert (model.lora.lora_b[...] != 0).all()
     assert (model.kernel[...] == 0).sum() == 64
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, nnx.jit], ids=["eager", "jit"])
+def test_pruned_with_the_state_that_ranks_them_on_their_own(jit):
+    model = nnx.LoRALinear(16, 8, lora_rank=2, rngs=nnx.Rngs(0))
+    tx = pruning_aware(optax.adam(0.05), 0.5)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    base, a = model.kernel[...], model.lora.lora_a[...]
+
+    @jit
+    def prune(model, optimizer):
+        pruning = pruning_nnx.prune(model, jnp.float32(0.5), optimizer=optimizer)
+        return pruning.tree()
+
+    mask = prune(model, optimizer)
+    # 176 weights, of which 16 are on their own.
+    assert (~mask["lora"]["lora_b"]).sum() == 8
+    others = masks.magnitude_mask({"a": a, "base": base}, 0.5)
+    np.testing.assert_array_equal(mask["kernel"], others["base"])
+    np.testing.assert_array_equal(mask["lora"]["lora_a"], others["a"])
+    further = masks.prune_further(
+        nnx.as_pure(nnx.state(model, nnx.Param)), 0.75, mask, opt_state=optimizer
+    )[1]
+    assert (~further["lora"]["lora_b"]).sum() == 12
+    assert sum(int((~m).sum()) for m in jax.tree.leaves(further)) == 132
+    # Without the state, the zeros go first.
+    alone = masks.magnitude_mask({"a": a, "zero": jnp.zeros((2, 8)), "base": base}, 0.5)
+    assert not alone["zero"].any()
