@@ -72,10 +72,9 @@ def magnitude_mask(
       score: whose smallest magnitudes are pruned: "magnitude", the parameters; "lamp",
         the share of a weight in the squares of its layer that are no smaller; a
         function params -> tree of scores like `params`; or that tree.
-      opt_state: the optimizer's state, or an `nnx.Optimizer`, with `pruning_aware` in it;
-        None: there is none. A leaf that it ranks on its own, as it was all zero at the
-        start, is ranked on its own here, too, if `where` and the global scope are the
-        same.
+      opt_state: the optimizer's state, or an `nnx.Optimizer`, or None. A leaf that
+        `pruning_aware` in it ranks on its own, as it was all zero at the start, is
+        ranked on its own here, too, if `where` and the global scope are the same.
 
     Returns:
       Pytree like `params`: bool arrays, True = keep, None where `where` is False.
