@@ -400,6 +400,7 @@ def ladder(
             pruned, mask = masks.prune(
                 eval_params(state, params),
                 sparsity,
+                score=score,
                 where=where,
                 scope=scope,
             )
