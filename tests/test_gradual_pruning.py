@@ -24,7 +24,9 @@ def reference(params, gradients, *, rate, momentum, density, every):
     names = [name for name in sorted(x) if x[name].ndim > 1]
     size = sum(x[name].size for name in names)
     for count, gradient in enumerate(gradients):
-        if count % every == 0:
+        # Every so many steps, and where the density stops falling.
+        ends = density(count) == density(count + every) < density(count - 1)
+        if count % every == 0 or ends:
             flat = np.concatenate([abs(x[name]).ravel() for name in names])
             held = np.concatenate([kept[name].ravel() for name in names])
             # What is pruned goes first; of the others the smallest, lowest index first.

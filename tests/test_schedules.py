@@ -72,8 +72,8 @@ def test_one_shot_prunes_once():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: schedules.cyclic_density(()), "levels must have at least one"),
-        (lambda: schedules.cyclic_density((0.0,)), "levels must be"),
+        (lambda: schedules.cyclic_density(()), "densities must hold at least one"),
+        (lambda: schedules.cyclic_density((0.0,)), "densities must be"),
         (lambda: schedules.cubic_density(0.0, begin=0, end=1), "final must be"),
         (lambda: schedules.cubic_density(0.1, begin=5, end=5), "end must be"),
         (
