@@ -123,7 +123,7 @@ def stored(function: Callable[..., Any], *operands: Any) -> Any:
 
     The branches of a conditional are compiled each on its own, and XLA cannot know
     which is taken: the barrier hides it until after it has simplified the program.
-    Bools are stored as bytes, which the backend computes eight times as fast.
+    Bools are stored as bytes, whose loops the backend vectorises.
     """
 
     def as_bytes(*operands):
