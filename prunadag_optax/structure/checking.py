@@ -1,0 +1,160 @@
+"""Is the structure right, and the small model the masked one? Measured, on inputs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunadag_optax._common import checks
+from prunadag_optax.structure.groups import Group, Structure
+from prunadag_optax.structure.rules import POSITIONAL_FLAG
+from prunadag_optax.structure.small import small_apply
+from prunadag_optax.structure.trees import (
+    Keep,
+    checked_keep,
+    masked,
+    masked_readers,
+    not_traced,
+    paths_of,
+    shrink,
+)
+
+
+def check(
+    structure: Structure,
+    variables: Any,
+    *inputs: Any,
+    keep: Keep | None = None,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Runs the model to see that the groups are right, or that the small model is.
+
+    Without `keep`, the units of each group are permuted in all of its members, which
+    must leave the output as it is; groups that are positional are left out. With
+    `keep`, the small model is compared with the full one whose removed units are masked.
+    Where that is not a number - a weight normalisation divides by what is masked - only
+    what reads the units is masked.
+
+    Args:
+      structure: of `trace`.
+      variables: the variables, in full.
+      *inputs: example inputs.
+      keep: group's name -> bool[size], or None.
+      tolerance: largest deviation allowed, relative to the largest output.
+      seed: of the permutations.
+
+    Returns:
+      Group's name -> relative deviation; with `keep`, {"small": deviation}.
+
+    Raises:
+      ValueError: if a deviation exceeds the tolerance, with the groups concerned.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from prunadag_optax import structure
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["in"]) @ params["out"]
+    >>> params = {"in": jnp.eye(3, 8), "out": jnp.ones((8, 2))}
+    >>> s = structure.trace(apply, params, jnp.ones((1, 3)))
+    >>> structure.check(s, params, jnp.ones((1, 3)))
+    {'in': 0.0}
+    """
+    traced = not_traced(structure, "check")
+    checks.scalar("tolerance", tolerance, above=0.0)
+    apply = jax.jit(traced.apply)
+    if keep is not None:
+        kept = checked_keep(structure, keep)
+        small = jax.jit(small_apply(structure, kept))(
+            shrink(structure, kept, variables), *inputs
+        )
+        expected = apply(masked(structure, kept, variables), *inputs)
+        if not _is_finite(expected):
+            expected = apply(masked_readers(structure, kept, variables), *inputs)
+        small, expected = (
+            _without_state(structure, small),
+            _without_state(structure, expected),
+        )
+        deviation = relative(small, expected)
+        if not deviation <= tolerance:
+            mixed = [
+                g.name
+                for g in structure.groups
+                if g.name in kept and "mixed" in g.flags
+            ]
+            raise ValueError(
+                f"The small model deviates from the masked one by {deviation:.1e} of the largest "
+                f"output, more than tolerance={tolerance:.0e}. "
+                + (
+                    f"A reduction runs over the units of {', '.join(mixed[:4])}, so that masking "
+                    "and removing them differ; leave them whole, or give a tolerance and "
+                    "fine-tune."
+                    if mixed
+                    else "Please report the model: its groups are wrong."
+                )
+            )
+        return {"small": deviation}
+    whole = apply(variables, *inputs)
+    rng = np.random.default_rng(seed)
+    deviations = {}
+    for group in structure.groups:
+        if POSITIONAL_FLAG not in group.flags:
+            permuted = apply(permute(structure, group, variables, rng), *inputs)
+            deviations[group.name] = relative(
+                _without_state(structure, permuted), _without_state(structure, whole)
+            )
+    wrong = {
+        name: value for name, value in deviations.items() if not value <= tolerance
+    }
+    if wrong:
+        shown = ", ".join(
+            f"{name} {value:.1e}" for name, value in list(wrong.items())[:6]
+        )
+        raise ValueError(
+            f"Permuting the units of {len(wrong)} groups changes the output by more than "
+            f"tolerance={tolerance:.0e}: {shown}. Please report the model, and keep these groups "
+            "whole with freeze=."
+        )
+    return deviations
+
+
+def permute(
+    structure: Structure, group: Group, tree: Any, rng: np.random.Generator
+) -> Any:
+    """The variables with a group's units in another order, in all members."""
+    order = rng.permutation(group.size)
+    leaves = dict(zip(paths_of(tree), jax.tree.leaves(tree), strict=True))
+    for member in group.members:
+        index = np.arange(structure.shapes[member.path].shape[member.axis])
+        index[member.positions.ravel()] = member.positions[order].ravel()
+        leaves[member.path] = jnp.take(leaves[member.path], index, axis=member.axis)
+    return jax.tree.unflatten(jax.tree.structure(tree), list(leaves.values()))
+
+
+def relative(output: Any, expected: Any) -> float:
+    """The largest deviation of two outputs, relative to the largest number in them."""
+    worst = 0.0
+    for one, other in zip(
+        jax.tree.leaves(output), jax.tree.leaves(expected), strict=True
+    ):
+        one, other = (np.asarray(x, np.float64) for x in (one, other))
+        scale = np.abs(other).max(initial=0.0) or 1.0
+        worst = max(worst, float(np.abs(one - other).max(initial=0.0) / scale))
+        if np.isnan(one - other).any():
+            return float("nan")
+    return worst
+
+
+def _is_finite(tree: Any) -> bool:
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+
+
+def _without_state(structure: Structure, output: Any) -> list[Any]:
+    """The outputs that are not new values of variables: those change with the units."""
+    traced = not_traced(structure, "check")
+    leaves = jax.tree.leaves(output)
+    if traced.state is None:
+        return leaves
+    marked = jax.tree.unflatten(jax.tree.structure(output), list(range(len(leaves))))
+    tied = set(dict(traced.state(marked)).values())
+    return [leaf for index, leaf in enumerate(leaves) if index not in tied]
