@@ -1,5 +1,6 @@
 """flax.linen: a training state that holds pruning masks (needs the extra `flax`)."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 try:
+    import flax.linen as nn
     from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
     from flax.training import train_state
 except ImportError as error:
@@ -18,6 +20,7 @@ except ImportError as error:
 
 from prunadag_optax import evaluation
 from prunadag_optax import masks as masks_lib
+from prunadag_optax import structure as structures
 from prunadag_optax._common import checks
 from prunadag_optax._core import eval_params as copies
 
@@ -303,6 +306,43 @@ class PruningTrainState(train_state.TrainState):
                 "jax.vmap(lambda state: state.prune(0.5))(state), or prune inside pmap."
             )
 
+    def shrink(
+        self,
+        structure: structures.Structure,
+        keep: structures.Keep,
+        *,
+        apply_fn: Callable[..., Any] | None = None,
+        reinitialise: bool = False,
+    ) -> Self:
+        """The state of the smaller model: parameters, masks, the optimizer's state.
+
+        Args:
+          structure: of `structure.trace` of the model.
+          keep: group's name -> bool[size], True for units that stay.
+          apply_fn: the smaller model, such as `rebuild(...).apply`; None keeps the
+            state's own.
+          reinitialise: as in `structure.shrink`, for the optimizer's state.
+
+        Returns:
+          The state. The optimizer's state is that of the smaller parameters, sliced.
+
+        Raises:
+          ValueError: if the parameters are not those of the structure.
+        """
+        return self.replace(
+            apply_fn=self.apply_fn if apply_fn is None else apply_fn,
+            params=structures.shrink(structure, keep, self.params),
+            masks=structures.shrink(structure, keep, self.masks),
+            opt_state=structures.shrink(
+                structure,
+                keep,
+                self.opt_state,
+                optimizer=self.tx,
+                params=self.params,
+                reinitialise=reinitialise,
+            ),
+        )
+
     def _with_trained(self, trained: Any) -> Self:
         params: Any = self.params
         if _has_overwritten(params):
@@ -372,3 +412,144 @@ def fine_tune(
         state, loss = step(state, batch)
         losses.append(loss)
     return state, jnp.asarray(losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallModule:
+    """A linen module that runs at smaller sizes (see `rebuild`).
+
+    Attributes:
+      module: the module.
+      sizes: path of a submodule -> the attributes that it has at the smaller sizes, as
+        {"Conv_0": {"features": 16}}.
+      deviation: from the masked model, relative to the largest output.
+    """
+
+    module: nn.Module
+    sizes: Mapping[str, Mapping[str, Any]]
+    deviation: float = 0.0
+
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        """`module.apply` with the smaller variables."""
+
+        def at_smaller_sizes(call, args, kwargs, context):
+            path = "/".join(context.module.path)
+            for name, value in self.sizes.get(path, {}).items():
+                # A bound copy, made for this call.
+                object.__setattr__(context.module, name, value)
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(at_smaller_sizes):
+            return self.module.apply(variables, *args, **kwargs)
+
+
+def rebuild(
+    module: nn.Module,
+    structure: structures.Structure,
+    keep: structures.Keep,
+    variables: Any,
+    *inputs: Any,
+    tolerance: float = 1e-4,
+    allow_inexact: bool = False,
+    **kwargs: Any,
+) -> SmallModule:
+    """A linen module at smaller sizes, without changing its code.
+
+    The layers of Flax inside get the sizes of their smaller kernels when they are
+    called. The result is compared with `structure.small_apply`, which equals the masked
+    model.
+
+    Args:
+      module: the module that was traced.
+      structure: of `structure.trace(module.apply, variables, *inputs)`.
+      keep: group's name -> bool[size], True for units that stay.
+      variables: the full variables.
+      *inputs: example inputs, to compare on.
+      tolerance: largest deviation, relative to the largest output.
+      allow_inexact: whether a larger deviation is accepted; fine-tune then.
+      **kwargs: of `module.apply`.
+
+    Returns:
+      A `SmallModule`; its `apply` takes `structure.shrink(structure, keep, variables)`.
+
+    Raises:
+      ValueError: if the smaller module fails or deviates.
+
+    Examples:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
+      >>> from prunadag_optax import linen, structure
+      >>> module = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])
+      >>> x = jnp.ones((1, 4))
+      >>> variables = module.init(jax.random.key(0), x)
+      >>> s = structure.trace(module.apply, variables, x)
+      >>> keep = {"layers_0": np.arange(8) < 3}
+      >>> small = linen.rebuild(module, s, keep, variables, x)
+      >>> small.sizes
+      {'layers_0': {'features': 3}}
+      >>> small.apply(structure.shrink(s, keep, variables), x).shape
+      (1, 2)
+    """
+    shrunk = structures.shrink(structure, keep, variables)
+    sizes: dict[str, dict[str, Any]] = {}
+
+    def note(call, args, kwargs, context):
+        if context.method_name == "__call__":
+            path = "/".join(context.module.path)
+            new = _sizes(context.module, shrunk.get("params", {}), structure, keep)
+            if new:
+                sizes[path] = new
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda: module.apply(variables, *inputs, **kwargs))
+    small = SmallModule(module, sizes)
+    deviation = structures.check_rebuilt(
+        structure,
+        keep,
+        lambda *inputs: small.apply(shrunk, *inputs, **kwargs),
+        shrunk,
+        *inputs,
+        tolerance=tolerance,
+        allow_inexact=allow_inexact,
+    )
+    return dataclasses.replace(small, deviation=deviation)
+
+
+def _sizes(
+    module: nn.Module,
+    params: Any,
+    structure: structures.Structure,
+    keep: structures.Keep,
+) -> dict[str, Any]:
+    """The sizes of a layer of Flax that change."""
+
+    def left(leaf, axis, count):
+        path = "/".join(("params", *module.path, leaf))
+        return structures.groups_left(structure, keep, path, axis, count)
+
+    for name in module.path:
+        params = params.get(name, {}) if isinstance(params, Mapping) else {}
+    if isinstance(module, nn.Embed) and "embedding" in params:
+        new = {"features": params["embedding"].shape[-1]}
+    elif isinstance(module, nn.GroupNorm) and module.num_groups:
+        new = {"num_groups": left("scale", 0, module.num_groups)}
+    elif "kernel" not in params:
+        return {}
+    elif isinstance(module, nn.Conv | nn.ConvTranspose):
+        new = {"features": params["kernel"].shape[-1]}
+        count = getattr(module, "feature_group_count", 1)
+        if count > 1:
+            axis = params["kernel"].ndim - 1
+            new["feature_group_count"] = left("kernel", axis, count)
+    elif isinstance(module, nn.Dense):
+        new = {"features": params["kernel"].shape[-1]}
+    elif isinstance(module, nn.DenseGeneral):
+        features = module.features
+        count = 1 if isinstance(features, int) else len(features)
+        shape = params["kernel"].shape[-count:]
+        new = {"features": shape[0] if isinstance(features, int) else shape}
+    else:
+        return {}
+    return {
+        name: value for name, value in new.items() if getattr(module, name) != value
+    }

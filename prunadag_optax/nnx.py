@@ -10,7 +10,7 @@ schedule-free. `eval_params(optimizer, model)` has it; `prune` prunes it when th
 optimizer is given.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import chex
@@ -25,6 +25,7 @@ except ImportError as error:
     ) from error
 
 from prunadag_optax import masks as masks_lib
+from prunadag_optax import structure as structures
 from prunadag_optax._common import checks
 from prunadag_optax._common.leaves import chosen
 from prunadag_optax._common.opt_states import by_path, place
@@ -358,6 +359,197 @@ def prune(
     pruning = PruningMasks(nnx.from_flat_state(held), wrt=wrt)
     pruning._begin(model, optimizer)
     return pruning
+
+
+def trace(
+    model: nnx.Module, *inputs: Any, freeze: Iterable[Any] = ()
+) -> structures.Structure:
+    """Finds which axes of a model's variables belong together: `structure.trace`.
+
+    The model is traced as it is evaluated: without dropout, normalised by its running
+    averages. Paths are those of its attributes, as "conv/kernel".
+
+    Args:
+      model: an nnx model.
+      *inputs: example inputs of its `__call__`, or their shapes.
+      freeze: paths, or pairs (path, axis), that must stay.
+
+    Returns:
+      The structure of all variables but random number streams.
+
+    Raises:
+      ValueError: if `model` is no nnx model.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from prunadag_optax import nnx as pruning_nnx
+      >>> rngs = nnx.Rngs(0)
+      >>> model = nnx.Sequential(
+      ...     nnx.Linear(4, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 2, rngs=rngs)
+      ... )
+      >>> s = pruning_nnx.trace(model, jnp.ones((1, 4)))
+      >>> [(group.name, group.size) for group in s.groups]
+      [('layers/0', 8)]
+    """
+    _check_model(model)
+    apply, variables = _evaluation(model)
+    return structures.trace(apply, variables, *inputs, freeze=freeze)
+
+
+def shrink(
+    model: nnx.Module,
+    structure: structures.Structure,
+    keep: structures.Keep,
+    *inputs: Any,
+    optimizer: nnx.Optimizer | None = None,
+    tolerance: float = 1e-4,
+    allow_inexact: bool = False,
+    reinitialise: bool = False,
+) -> float:
+    """Removes units from a model, in place: its variables and its layers' sizes.
+
+    A shrunken copy runs on the inputs first and is compared with
+    `structure.small_apply`, which equals the masked model. Where they differ - a
+    LayerNorm over fewer units divides by the smaller size, attention scales by the
+    smaller head - the model is left as it was.
+
+    Args:
+      model: the model that was traced.
+      structure: of `trace(model, *inputs)`.
+      keep: group's name -> bool[size], True for units that stay.
+      *inputs: example inputs, to compare on.
+      optimizer: the optimizer that trains the model; its state shrinks too.
+      tolerance: largest deviation, relative to the largest output.
+      allow_inexact: whether a larger deviation is accepted; fine-tune then.
+      reinitialise: as in `structure.shrink`, for the optimizer's state.
+
+    Returns:
+      The deviation.
+
+    Raises:
+      ValueError: if the shrunken model fails or deviates.
+
+    Examples:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from flax import nnx
+      >>> from prunadag_optax import nnx as pruning_nnx
+      >>> rngs = nnx.Rngs(0)
+      >>> model = nnx.Sequential(
+      ...     nnx.Linear(4, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 2, rngs=rngs)
+      ... )
+      >>> x = jnp.ones((1, 4))
+      >>> s = pruning_nnx.trace(model, x)
+      >>> keep = {"layers/0": np.arange(8) < 3}
+      >>> _ = pruning_nnx.shrink(model, s, keep, x)
+      >>> model.layers[0].out_features, model.layers[2].kernel.shape
+      (3, (3, 2))
+    """
+    _check_model(model)
+    small = structures.shrink(structure, keep, _evaluation(model)[1])
+    state = None
+    if optimizer is not None:
+        _check_optimizer(optimizer)
+        opt_state, params = _loop(optimizer, model)
+        state = structures.shrink(
+            structure,
+            keep,
+            opt_state,
+            optimizer=optimizer.tx,
+            params=params,
+            reinitialise=reinitialise,
+        )
+    copy = nnx.clone(model)
+    _resize(copy, small, structure, keep)
+    apply, variables = _evaluation(copy)
+    deviation = structures.check_rebuilt(
+        structure,
+        keep,
+        lambda *inputs: apply(variables, *inputs),
+        small,
+        *inputs,
+        tolerance=tolerance,
+        allow_inexact=allow_inexact,
+    )
+    _resize(model, small, structure, keep)
+    if optimizer is not None:
+        _set(optimizer, state)
+    return deviation
+
+
+def _evaluation(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
+    """The model as a function of its variables, as it is evaluated."""
+    graph, streams, variables = nnx.split(model, nnx.RngState, ...)
+
+    def apply(variables, *inputs):
+        model = nnx.merge(graph, streams, variables)
+        model.eval()
+        return model(*inputs)
+
+    return apply, nnx.as_pure(variables)
+
+
+def _resize(
+    model: nnx.Module,
+    small: Any,
+    structure: structures.Structure,
+    keep: structures.Keep,
+) -> None:
+    """Puts smaller variables into a model and sets the sizes of Flax's layers."""
+    nnx.update(model, small)
+    for path, module in nnx.iter_modules(model):
+        name = "/".join(map(str, (*path, "kernel")))
+        sizes = _sizes(module)
+        groups = getattr(module, "feature_group_count", 1)
+        if groups > 1:
+            last = len(module.kernel.shape) - 1
+            groups = structures.groups_left(structure, keep, name, last, groups)
+            sizes["feature_group_count"] = groups
+            sizes["in_features"] = module.kernel.shape[-2] * groups
+        if isinstance(module, nnx.GroupNorm) and "num_features" in sizes:
+            scale = "/".join(map(str, (*path, "scale")))
+            groups = structures.groups_left(
+                structure, keep, scale, 0, module.num_groups
+            )
+            sizes["num_groups"] = groups
+            sizes["group_size"] = sizes["num_features"] // groups
+        for attribute, value in sizes.items():
+            if hasattr(module, attribute):
+                setattr(module, attribute, value)
+
+
+def _sizes(module: nnx.Module) -> dict[str, Any]:
+    """What the sizes in the attributes of a layer of Flax are, by its variables."""
+    if isinstance(
+        module, nnx.Linear | nnx.LinearGeneral | nnx.Conv | nnx.ConvTranspose
+    ):
+        shape = tuple(module.kernel.shape)
+        if isinstance(module, nnx.LinearGeneral):
+            split = len(shape) - len(module.out_features)
+            batch = len(shape) - len(module.in_features) - len(module.out_features)
+            return {"in_features": shape[batch:split], "out_features": shape[split:]}
+        return {
+            "in_features": shape[-2],
+            "out_features": shape[-1],
+            "kernel_shape": shape,
+        }
+    if isinstance(module, nnx.Embed):
+        rows, features = module.embedding.shape
+        return {"num_embeddings": rows, "features": features}
+    if isinstance(module, nnx.MultiHeadAttention):
+        inputs, heads, size = module.query.kernel.shape
+        return {
+            "num_heads": heads,
+            "head_dim": size,
+            "qkv_features": heads * size,
+            "in_features": inputs,
+            "out_features": module.out.kernel.shape[-1],
+        }
+    held = (getattr(module, name, None) for name in ("scale", "bias", "mean"))
+    sizes = {
+        variable.shape[-1] for variable in held if isinstance(variable, nnx.Variable)
+    }
+    return {"num_features": sizes.pop()} if len(sizes) == 1 else {}
 
 
 def _evaluated(

@@ -16,7 +16,10 @@ from prunadag_optax.structure.groups import Member as Member
 from prunadag_optax.structure.groups import Structure as Structure
 from prunadag_optax.structure.groups import declare as declare
 from prunadag_optax.structure.groups import trace as trace
+from prunadag_optax.structure.rebuilt import check_rebuilt as check_rebuilt
 from prunadag_optax.structure.small import small_apply as small_apply
+from prunadag_optax.structure.trees import Keep as Keep
+from prunadag_optax.structure.trees import groups_left as groups_left
 from prunadag_optax.structure.trees import load_keep as load_keep
 from prunadag_optax.structure.trees import masked as masked
 from prunadag_optax.structure.trees import save_keep as save_keep
@@ -26,11 +29,14 @@ __all__ = [
     "Cost",
     "Frozen",
     "Group",
+    "Keep",
     "Member",
     "Structure",
     "check",
+    "check_rebuilt",
     "cost",
     "declare",
+    "groups_left",
     "load_keep",
     "masked",
     "save_keep",

@@ -15,6 +15,7 @@ from prunadag_optax._common.opt_states import place
 from prunadag_optax.structure.groups import (
     Structure,
     Traced,
+    checked_path,
     paths_of,
     unknown_group,
 )
@@ -102,6 +103,24 @@ def position_masks(
             mask = axes.setdefault(member.axis, np.ones(size, bool))
             mask[member.positions[~keep[group.name]]] = False
     return masks
+
+
+def groups_left(
+    structure: Structure, keep: Keep, path: str, axis: int, count: int
+) -> int:
+    """How many of the groups of an axis, as of a grouped convolution, have a unit left.
+
+    Args:
+      structure: of `trace` or `declare`.
+      keep: group's name -> bool[size].
+      path: the leaf's path.
+      axis: the axis, in `count` groups of consecutive positions.
+      count: the number of groups.
+    """
+    masks = position_masks(structure, checked_keep(structure, keep)).get(path, {})
+    size = structure.shapes[checked_path(structure, path)].shape[axis]
+    mask = masks.get(axis, np.ones(size, bool))
+    return int(mask.reshape(count, -1).any(axis=1).sum())
 
 
 def masked(structure: Structure, keep: Keep, tree: Any) -> Any:
