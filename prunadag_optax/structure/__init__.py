@@ -10,6 +10,7 @@ from prunadag_optax.structure.choose import scores as scores
 from prunadag_optax.structure.choose import select as select
 from prunadag_optax.structure.costs import Cost as Cost
 from prunadag_optax.structure.costs import cost as cost
+from prunadag_optax.structure.folding import fold as fold
 from prunadag_optax.structure.groups import Frozen as Frozen
 from prunadag_optax.structure.groups import Group as Group
 from prunadag_optax.structure.groups import Member as Member
@@ -36,6 +37,7 @@ __all__ = [
     "check_rebuilt",
     "cost",
     "declare",
+    "fold",
     "groups_left",
     "load_keep",
     "masked",

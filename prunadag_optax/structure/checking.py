@@ -33,8 +33,8 @@ def check(
 
     Without `keep`, the units of each group are permuted in all of its members, which
     must leave the output as it is; groups that are positional are left out. With
-    `keep`, the small model is compared with the full one whose removed units are masked.
-    Where that is not a number - a weight normalisation divides by what is masked - only
+    `keep`, the small model is compared with the full one whose removed units are
+    masked. Where that is not a number - a weight normalisation divides by what is masked - only
     what reads the units is masked.
 
     Args:
@@ -62,6 +62,7 @@ def check(
     """
     traced = not_traced(structure, "check")
     checks.scalar("tolerance", tolerance, above=0.0)
+    _checked_variables(structure, variables)
     apply = jax.jit(traced.apply)
     if keep is not None:
         kept = checked_keep(structure, keep)
@@ -72,8 +73,8 @@ def check(
         if not _is_finite(expected):
             expected = apply(masked_readers(structure, kept, variables), *inputs)
         small, expected = (
-            _without_state(structure, small),
-            _without_state(structure, expected),
+            without_state(structure, small),
+            without_state(structure, expected),
         )
         deviation = relative(small, expected)
         if not deviation <= tolerance:
@@ -83,12 +84,12 @@ def check(
                 if g.name in kept and "mixed" in g.flags
             ]
             raise ValueError(
-                f"The small model deviates from the masked one by {deviation:.1e} of the largest "
-                f"output, more than tolerance={tolerance:.0e}. "
+                f"The small model deviates from the masked one by {deviation:.1e} of "
+                f"the largest output, more than tolerance={tolerance:.0e}. "
                 + (
-                    f"A reduction runs over the units of {', '.join(mixed[:4])}, so that masking "
-                    "and removing them differ; leave them whole, or give a tolerance and "
-                    "fine-tune."
+                    f"A reduction runs over the units of {', '.join(mixed[:4])}, so "
+                    "that masking and removing them differ; leave them whole, or give "
+                    "a tolerance and fine-tune."
                     if mixed
                     else "Please report the model: its groups are wrong."
                 )
@@ -101,7 +102,7 @@ def check(
         if POSITIONAL_FLAG not in group.flags:
             permuted = apply(permute(structure, group, variables, rng), *inputs)
             deviations[group.name] = relative(
-                _without_state(structure, permuted), _without_state(structure, whole)
+                without_state(structure, permuted), without_state(structure, whole)
             )
     wrong = {
         name: value for name, value in deviations.items() if not value <= tolerance
@@ -111,11 +112,24 @@ def check(
             f"{name} {value:.1e}" for name, value in list(wrong.items())[:6]
         )
         raise ValueError(
-            f"Permuting the units of {len(wrong)} groups changes the output by more than "
-            f"tolerance={tolerance:.0e}: {shown}. Please report the model, and keep these groups "
-            "whole with freeze=."
+            f"Permuting the units of {len(wrong)} groups changes the output by more "
+            f"than tolerance={tolerance:.0e}: {shown}. Please report the model, and "
+            "keep these groups whole with freeze=."
         )
     return deviations
+
+
+def _checked_variables(structure: Structure, variables: Any) -> None:
+    given = dict(zip(paths_of(variables), jax.tree.leaves(variables), strict=True))
+    for path in [*structure.shapes, *given]:
+        got = jnp.shape(given[path]) if path in given else "no such leaf"
+        known = structure.shapes.get(path)
+        if known is None or known.shape != got:
+            raise ValueError(
+                f"variables must be the full ones that were traced, in which {path!r} "
+                f"{f'has the shape {list(known.shape)}' if known else 'is no leaf'}; "
+                f"got {got if isinstance(got, str) else list(got)}."
+            )
 
 
 def permute(
@@ -137,11 +151,15 @@ def relative(output: Any, expected: Any) -> float:
     for one, other in zip(
         jax.tree.leaves(output), jax.tree.leaves(expected), strict=True
     ):
-        one, other = (np.asarray(x, np.float64) for x in (one, other))
-        scale = np.abs(other).max(initial=0.0) or 1.0
-        worst = max(worst, float(np.abs(one - other).max(initial=0.0) / scale))
-        if np.isnan(one - other).any():
+        wide = np.complex128 if jnp.iscomplexobj(other) else np.float64
+        one, other = (np.asarray(x, wide) for x in (one, other))
+        # Infinities, as of masked logits, must be the same ones.
+        differ = one != other
+        scale = np.abs(other[np.isfinite(other)]).max(initial=0.0) or 1.0
+        error = np.abs(one[differ] - other[differ])
+        if np.isnan(error).any():
             return float("nan")
+        worst = max(worst, float(error.max(initial=0.0) / scale))
     return worst
 
 
@@ -149,7 +167,7 @@ def _is_finite(tree: Any) -> bool:
     return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
 
 
-def _without_state(structure: Structure, output: Any) -> list[Any]:
+def without_state(structure: Structure, output: Any) -> list[Any]:
     """The outputs that are not new values of variables: those change with the units."""
     traced = not_traced(structure, "check")
     leaves = jax.tree.leaves(output)

@@ -11,7 +11,7 @@ import numpy as np
 from prunadag_optax._common import checks
 from prunadag_optax.structure.costs import Costs, costs_of
 from prunadag_optax.structure.groups import Structure, unknown_group
-from prunadag_optax.structure.trees import _match
+from prunadag_optax.structure.trees import _match, not_traced
 
 Score = str | Callable[[Any], Any]
 
@@ -129,8 +129,8 @@ def select(
       scores: group's name -> float[size], as `scores` returns.
       density: share of the scored units that stay, in (0, 1].
       count: group's name -> number of units that stay.
-      budget: {"params": x} or {"flops": x}, for a traced structure: the share of the full
-        model's that may be left, in (0, 1]; above 1, their number.
+      budget: {"params": x} or, for a traced structure, {"flops": x}: the share of the
+        full model's that may be left, in (0, 1]; above 1, their number.
       per_group: whether all groups lose the same share, instead of being ranked
         together.
       round_to: a group's number of units stays a multiple of this; a group whose size
@@ -172,8 +172,9 @@ def select(
         steps = int(np.searchsorted(gone, total - wanted))
         if steps >= len(gone):
             raise ValueError(
-                f"density={density} would keep {wanted} of {total} units; with least={least} "
-                f"and round_to={round_to} at least {total - gone[-1]} must stay."
+                f"density={density} would keep {wanted} of {total} units; with "
+                f"least={least} and round_to={round_to} at least {total - gone[-1]} "
+                "must stay."
             )
         return _after(ranked, order, steps)
     assert budget is not None
@@ -198,8 +199,8 @@ def _checked_scores(
         values = np.asarray(values, np.float64)
         if values.shape != (sizes[name],) or np.isnan(values).any():
             raise ValueError(
-                f"scores[{name!r}] must be {sizes[name]} numbers, one for each unit, without "
-                f"NaN; got shape {list(values.shape)}."
+                f"scores[{name!r}] must be {sizes[name]} numbers, one for each unit, "
+                f"without NaN; got shape {list(values.shape)}."
             )
         ranked[name] = values
     return ranked
@@ -280,6 +281,8 @@ def _within(
         )
     ((kind, amount),) = budget.items()
     checks.scalar(f"budget[{kind!r}]", amount, above=0.0)
+    if kind == "flops":
+        not_traced(structure, "select(budget={'flops': x})")
     costs: Costs = costs_of(structure)
     full = getattr(costs({}), kind)
     allowed = amount * full if amount <= 1 else amount
@@ -289,9 +292,9 @@ def _within(
 
     if left(len(order)) > allowed:
         raise ValueError(
-            f"budget={{{kind!r}: {amount}}} cannot be met: of the full model's {full:,.0f}, "
-            f"{allowed:,.0f} may be left, and with {limits} {left(len(order)):,.0f} remain "
-            f"({left(len(order)) / full:.3f} of it)."
+            f"budget={{{kind!r}: {amount}}} cannot be met: of the full model's "
+            f"{full:,.0f}, {allowed:,.0f} may be left, and with {limits} "
+            f"{left(len(order)):,.0f} remain ({left(len(order)) / full:.3f} of it)."
         )
     low, high = 0, len(order)
     while low < high:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from prunadag_optax._common import tables
@@ -14,10 +15,25 @@ from prunadag_optax.structure.program import JVP, VJP, Equation, Program
 from prunadag_optax.structure.rules import CUMULATIVE, ELEMENTWISE, REDUCTIONS
 from prunadag_optax.structure.trees import Keep, checked_keep, position_masks
 
-# What XLA counts as a transcendental and not as an operation, or not at all.
-_FREE = frozenset(
-    ["atan2", "bitcast_convert_type", "cbrt", "copy", "copy_p", "cos", "erf", "exp", "exp2", "expm1", "log", "log1p", "logistic", "name", "pow", "reduce_precision", "rsqrt", "sin", "sqrt", "stop_gradient", "tan", "tanh", "real", "imag", "complex", "sharding_constraint", "pvary"]
-)
+# Operations that XLA counts for each element, where it is not one. What is
+# transcendental is counted apart, and many functions are a polynomial beside it.
+_OPERATIONS = {
+    **dict.fromkeys(["copy", "copy_p", "name", "pvary", "sharding_constraint"], 0),
+    **dict.fromkeys(["stop_gradient", "atan", "atan2", "cbrt", "erf", "exp"], 0),
+    **dict.fromkeys(["expm1", "log", "log1p", "rsqrt", "sqrt", "cos", "sin"], 0),
+    **dict.fromkeys(["pow", "tan", "tanh"], 0),
+    **dict.fromkeys(["acos", "cosh", "logistic"], 3),
+    **{"conj": 4, "asin": 5, "atanh": 6, "acosh": 7, "sinh": 10, "asinh": 11},
+    **{"nextafter": 24, "erf_inv": 37, "lgamma": 53, "erfc": 62, "digamma": 73},
+    **dict.fromkeys(["bessel_i0e", "bessel_i1e"], 83),
+    **dict.fromkeys(["igamma", "igammac"], 183),
+    **{"polygamma": 260, "regularized_incomplete_beta": 291},
+}
+# A number of jax.random's default generator.
+_RANDOM = 31
+_FILLS = jax.lax.GatherScatterMode.FILL_OR_DROP
+# Counted for each element of the input, not of the output.
+_OF_INPUT = ("fft", "sort", "ragged_dot", "ragged_dot_general")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +42,8 @@ class Cost:
 
     Attributes:
       params: the number of values in the variables.
-      flops: floating-point operations of one call at the traced inputs, a multiplication
-        and an addition counted as two; None for a declared structure.
+      flops: floating-point operations of one call at the traced inputs, of which a
+        multiplication and an addition are two; None for a declared structure.
       units: group's name -> (params, flops) that one more unit fewer would save, on
         average.
     """
@@ -59,8 +75,9 @@ def cost(structure: Structure, keep: Keep | None = None) -> Cost:
 
     Operations are counted as XLA does before it optimises: products, sums and what is
     done to each element; taps of a convolution that fall on its padding and
-    transcendental functions are not counted. A loop counts its body once for each step,
-    a `while` loop once, and a branch as the dearest of its bodies.
+    transcendental functions are not counted. A `scan` counts its body once for each
+    step, a `while` loop once, and a branch as the dearest of its bodies. Primitives
+    that tracing does not know count nothing.
 
     Args:
       structure: of `trace`, or of `declare` (then without operations).
@@ -164,33 +181,73 @@ class _Counter:
         self._terms[tuple(sorted(kinds))] += factor
 
     def _add(self, program: Program, times: float) -> None:
-        for equation in program.equations:
-            name = equation.name
+        # What nothing is made from is not run.
+        needed = set(program.outputs)
+        for equation in reversed(program.equations):
+            name, params = equation.name, equation.params
+            if needed.isdisjoint(equation.outputs):
+                continue
+            needed.update(equation.inputs)
             if equation.bodies:
                 self._add_bodies(equation, times)
-            elif name == "dot_general":
-                (summed, _), _ = equation.params["dimension_numbers"]
-                left = self._tracer.of(equation.inputs[0])
-                inner = [
-                    self._kind(left[axis]) for axis in summed if len(left[axis]) != 1
-                ]
-                self._term(2 * times, *self._shape(equation.outputs[0]), *inner)
+                continue
+            sizes = [self._shape(number) for number in equation.inputs]
+            output = self._shape(equation.outputs[0]) if equation.outputs else []
+            if name == "dot_general":
+                (summed, _), _ = params["dimension_numbers"]
+                self._term(2 * times, *output, *self._along(equation, summed))
             elif name == "conv_general_dilated":
                 self._add_convolution(equation, times)
-            elif name in REDUCTIONS or name in ("argmax", "argmin"):
-                self._term(times, *self._shape(equation.inputs[0]))
-                self._term(-times, *self._shape(equation.outputs[0]))
-            elif name.startswith("reduce_window") or name in CUMULATIVE:
-                sizes = equation.params.get("window_dimensions", (2,))
-                self._term(
-                    times * (math.prod(sizes) - 1), *self._shape(equation.outputs[0])
-                )
+            elif name in REDUCTIONS:
+                self._term(times, *sizes[0])
+                self._term(-times, *output)
+            elif name in ("argmax", "argmin"):
+                # Comparisons of values and of their numbers.
+                self._term(9 * times, *sizes[0])
+                self._term(-9 * times, *output)
+            elif name.startswith("reduce_window"):
+                positions = math.prod(params["window_dimensions"])
+                self._term(times * (positions - 1), *output)
+            elif name in CUMULATIVE:
+                # As a window of all positions.
+                each = 8 if name == "cumlogsumexp" else 1
+                size = self._values.shape(equation.inputs[0])[params["axis"]]
+                self._term(times * each * (size - 1), *output)
             elif name == "integer_pow":
-                power = abs(equation.params["y"])
+                power = abs(params["y"])
                 products = max(power.bit_length() + power.bit_count() - 2, 0)
-                self._term(times * products, *self._shape(equation.outputs[0]))
-            elif name in ELEMENTWISE and name not in _FREE:
-                self._term(times, *self._shape(equation.outputs[0]))
+                self._term(times * (products + (params["y"] < 0)), *output)
+            elif name == "gather" and params["mode"] == _FILLS:
+                self._term(3 * times, *sizes[1])
+                self._term(times, *output)
+            elif name.startswith("scatter") and name != "scatter":
+                self._term(times, *sizes[2])
+            elif name == "random_bits":
+                # All are drawn before some are left out.
+                self._term(times * _RANDOM * math.prod(params["shape"]))
+            else:
+                each = self._each(equation)
+                self._term(times * each, *(sizes[0] if name in _OF_INPUT else output))
+
+    def _each(self, equation: Equation) -> float:
+        """Operations for each element."""
+        name, params = equation.name, equation.params
+        if name == "bitcast_convert_type":
+            return 1
+        if name == "fft":
+            return 8 * math.prod(n.bit_length() - 1 for n in params["fft_lengths"])
+        if name == "sort":
+            numbers = math.prod(self._values.shape(equation.inputs[0]))
+            return (numbers - 1).bit_length()
+        if name.startswith("ragged_dot"):
+            # Dense for each group, behind a mask.
+            _, right, groups = map(self._values.shape, equation.inputs)
+            return groups[-1] * (2 * right[-1] + 4)
+        return _OPERATIONS.get(name, 1) if name in ELEMENTWISE else 0
+
+    def _along(self, equation: Equation, axes: Any) -> list[int]:
+        left = self._tracer.of(equation.inputs[0])
+        return [self._kind(left[axis]) for axis in axes if len(left[axis]) != 1]
 
     def _add_bodies(self, equation: Equation, times: float) -> None:
         name, bodies = equation.name, equation.bodies
@@ -244,7 +301,7 @@ class _Counter:
 def _valid_taps(
     image: int, kernel: int, out: int, stride: int, low: int, spread: int, dilation: int
 ) -> int:
-    """Pairs of an output position and a kernel position that meet a value of the image."""
+    """Pairs of an output and a kernel position that meet a value of the image."""
     place = np.arange(out)[:, None] * stride + np.arange(kernel) * dilation - low
     return int(
         ((place >= 0) & (place <= (image - 1) * spread) & (place % spread == 0)).sum()

@@ -141,34 +141,25 @@ class Structure:
         return " ".join(said) or f"{path}, axis {axis}, is not in this structure."
 
     def __str__(self) -> str:
-        return "\n\n".join(
-            [
-                tables.to_text(
-                    {
-                        "group": [group.name for group in self.groups],
-                        "units": [group.size for group in self.groups],
-                        "flags": [" ".join(group.flags) for group in self.groups],
-                        "members": [shown_members(group) for group in self.groups],
-                    }
-                ),
-                tables.to_text(
-                    {
-                        "frozen": [
-                            f"{entry.path}:{entry.axis}" for entry in self.frozen
-                        ],
-                        "positions": [
-                            f"{entry.count} of {entry.size}" for entry in self.frozen
-                        ],
-                        "reason": [entry.reason for entry in self.frozen],
-                    }
-                ),
-                *(
-                    f"The primitive {name!r} ({line}) cannot be followed; the axes that go "
-                    "through it are frozen."
-                    for name, line in self.unknown.items()
-                ),
-            ]
-        )
+        groups = {
+            "group": [group.name for group in self.groups],
+            "units": [group.size for group in self.groups],
+            "flags": [" ".join(group.flags) for group in self.groups],
+            "members": [shown_members(group) for group in self.groups],
+        }
+        frozen = {
+            "frozen": [f"{entry.path}:{entry.axis}" for entry in self.frozen],
+            "positions": [f"{entry.count} of {entry.size}" for entry in self.frozen],
+            "reason": [entry.reason for entry in self.frozen],
+        }
+        lines = [
+            f"The primitive {name!r} ({line}) cannot be followed; the axes that go "
+            "through it are frozen."
+            for name, line in self.unknown.items()
+        ]
+        shown = [tables.to_text(groups) if self.groups else "There are no groups."]
+        shown += [tables.to_text(frozen)] if self.frozen else []
+        return "\n\n".join(shown + lines)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -319,13 +310,15 @@ def declare(
             rank = len(structs[path].shape)
             if not isinstance(axis, int) or not -rank <= axis < rank:
                 raise ValueError(
-                    f"groups[{name!r}][{path!r}] must be one of the leaf's {rank} axes; got "
+                    f"groups[{name!r}][{path!r}] must be one of the leaf's {rank} "
+                    "axes; got "
                     f"{axis!r}."
                 )
             axis %= rank
             if (path, axis) in taken:
                 raise ValueError(
-                    f"groups: axis {axis} of {path!r} is in {taken[path, axis]!r} and in "
+                    f"groups: axis {axis} of {path!r} is in {taken[path, axis]!r} and "
+                    "in "
                     f"{name!r}; an axis can be declared once."
                 )
             taken[path, axis] = name
@@ -334,7 +327,8 @@ def declare(
         sizes = {f"{m.path}:{m.axis}": len(m.positions) for m in members}
         if len(set(sizes.values())) != 1:
             raise ValueError(
-                f"groups[{name!r}]: all members must have one size, the number of units; got "
+                f"groups[{name!r}]: all members must have one size, the number of "
+                "units; got "
                 f"{sizes}."
             )
         made.append(Group(name, len(members[0].positions), tuple(members)))

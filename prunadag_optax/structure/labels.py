@@ -121,7 +121,8 @@ class Labels:
         """Makes two axes survive together, position by position.
 
         Args:
-          first, second: int32[n].
+          first: int32[n].
+          second: int32[n].
           reason: what a position of one gets if that of the other is frozen or if they
             cannot be matched.
         """
@@ -293,7 +294,7 @@ class Labels:
         return None
 
     def _unify_products(self, a: Ids, b: Ids, reason: Reason) -> bool:
-        """Makes sets equal where one side comes down to one atom; whether some do not."""
+        """Makes sets equal where a side comes down to one atom; whether some do not."""
         is_pending = False
         for pair in np.unique(np.stack([a, b]), axis=1).T:
             one, other = (self.atoms(number) for number in self.resolve(pair))

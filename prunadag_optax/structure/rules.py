@@ -22,121 +22,31 @@ from prunadag_optax.structure.program import (
 )
 
 # Applied to each element; operands of size 1 are broadcast.
-ELEMENTWISE = frozenset(
-    [
-        "abs",
-        "acos",
-        "acosh",
-        "add",
-        "add_any",
-        "and",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "bessel_i0e",
-        "bessel_i1e",
-        "cbrt",
-        "ceil",
-        "clamp",
-        "complex",
-        "conj",
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "cos",
-        "cosh",
-        "digamma",
-        "div",
-        "eq",
-        "erf",
-        "erf_inv",
-        "erfc",
-        "exp",
-        "exp2",
-        "expm1",
-        "floor",
-        "ge",
-        "gt",
-        "igamma",
-        "igammac",
-        "imag",
-        "integer_pow",
-        "is_finite",
-        "le",
-        "lgamma",
-        "log",
-        "log1p",
-        "logistic",
-        "lt",
-        "max",
-        "min",
-        "mul",
-        "name",
-        "ne",
-        "neg",
-        "nextafter",
-        "not",
-        "or",
-        "polygamma",
-        "population_count",
-        "pow",
-        "real",
-        "reduce_precision",
-        "regularized_incomplete_beta",
-        "rem",
-        "round",
-        "rsqrt",
-        "select_n",
-        "shift_left",
-        "shift_right_arithmetic",
-        "shift_right_logical",
-        "sign",
-        "sin",
-        "sinh",
-        "sqrt",
-        "square",
-        "stop_gradient",
-        "sub",
-        "tan",
-        "tanh",
-        "xor",
-        "clz",
-        "mul_no_nan",
-        "sharding_constraint",
-        "reduce_precision",
-        "pvary",
-    ]
-)
+ELEMENTWISE = frozenset([
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan",
+    "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz",
+    "complex", "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh",
+    "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1",
+    "floor", "ge", "gt", "igamma", "igammac", "imag", "integer_pow", "is_finite",
+    "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min", "mul",
+    "mul_no_nan", "name", "ne", "neg", "nextafter", "not", "or", "polygamma",
+    "population_count", "pow", "pvary", "real", "reduce_precision",
+    "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n",
+    "sharding_constraint", "shift_left", "shift_right_arithmetic",
+    "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient",
+    "sub", "tan", "tanh", "xor",
+])  # fmt: skip
 # New along their axes: what stands at a position depends on its number.
-POSITIONAL = frozenset(
-    [
-        "iota",
-        "random_bits",
-        "random_seed",
-        "random_wrap",
-        "random_unwrap",
-        "random_fold_in",
-        "random_split",
-        "random_clone",
-        "random_gamma",
-        "rng_bit_generator",
-        "threefry2x32",
-    ]
-)
+POSITIONAL = frozenset([
+    "iota", "random_bits", "random_clone", "random_fold_in", "random_gamma",
+    "random_seed", "random_split", "random_unwrap", "random_wrap",
+    "rng_bit_generator", "threefry2x32",
+])  # fmt: skip
 CUMULATIVE = frozenset(["cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"])
-REDUCTIONS = frozenset(
-    [
-        "reduce_sum",
-        "reduce_max",
-        "reduce_min",
-        "reduce_prod",
-        "reduce_and",
-        "reduce_or",
-        "reduce_xor",
-    ]
-)
+REDUCTIONS = frozenset([
+    "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod",
+    "reduce_sum", "reduce_xor",
+])  # fmt: skip
 POSITIONAL_FLAG = "positional"
 MIXED_FLAG = "mixed"
 
@@ -156,7 +66,8 @@ class Axis:
     origin: tuple[int, int] | None = None
 
     def __len__(self) -> int:
-        return -1 if self.ids is None else len(self.ids)
+        """The number of positions; 0 if it is not known."""
+        return 0 if self.ids is None else len(self.ids)
 
 
 Axes = list[Axis]
@@ -358,7 +269,8 @@ def bitcast(tracer: Tracer, equation: Equation, inputs: list[Axes]) -> list[Axes
 
 def new_positions(tracer: Tracer, equation: Equation, inputs: list[Axes]) -> list[Axes]:
     """What depends on the number of a position, as random bits do."""
-    del inputs
+    for axis in itertools.chain(*inputs):
+        tracer.freeze(axis, "is the seed of")
     outputs = []
     for shape in shapes(tracer, equation):
         axes = tracer.fresh(shape)
@@ -779,7 +691,7 @@ def dynamic_update_slice(
 
 
 def scan(tracer: Tracer, equation: Equation, inputs: list[Axes]) -> list[Axes]:
-    """One body for all steps: units are those of each step; the stacked axis is frozen."""
+    """One body for all steps, each with its own units; the stacked axis is frozen."""
     params = equation.params
     start = params["num_consts"]
     stop = start + params["num_carry"]
@@ -872,8 +784,8 @@ _RULES: dict[str, Rule] = {
     "reshape": reshape,
     "gather": gather,
     **dict.fromkeys(
-        ("scatter", "scatter_add", "scatter-add", "scatter_sub", "scatter_mul", "scatter_min",
-         "scatter_max"),
+        ("scatter", "scatter_add", "scatter-add", "scatter_sub", "scatter_mul",
+         "scatter_min", "scatter_max"),
         scatter,
     ),
     "dynamic_slice": dynamic_slice,

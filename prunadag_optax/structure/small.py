@@ -1,6 +1,5 @@
 """The same program at smaller sizes."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from prunadag_optax.structure import program
-from prunadag_optax.structure.groups import Structure, Traced, trace
+from prunadag_optax.structure.groups import Structure, trace
 from prunadag_optax.structure.program import JVP, VJP, Equation, Program
 from prunadag_optax.structure.rules import POSITIONAL, Axis
 from prunadag_optax.structure.trees import (
@@ -32,8 +31,8 @@ def small_apply(structure: Structure, keep: Keep) -> Callable[..., Any]:
 
     Args:
       structure: of `trace`.
-      keep: group's name -> bool[size], True for the units that stay. Groups that are not
-        named stay whole.
+      keep: group's name -> bool[size], True for the units that stay. Groups that are
+        not named stay whole.
 
     Returns:
       (small variables, *inputs) -> output, for inputs of any batch size; `jax.jit`,
@@ -54,40 +53,69 @@ def small_apply(structure: Structure, keep: Keep) -> Callable[..., Any]:
     >>> structure.small_apply(s, keep)(small, jnp.ones((1, 3)))
     Array([[12., 12.]], dtype=float32)
     """
-    traced = not_traced(structure, "small_apply")
+    not_traced(structure, "small_apply")
     kept = checked_keep(structure, keep)
-    known: dict[Any, _Small] = {}
+    known: dict[Any, Small] = {}
 
     def apply(variables, *inputs):
         checked_shapes(structure, kept, variables)
         leaves, treedef = jax.tree.flatten((variables, inputs))
-        key = (
-            treedef,
-            tuple(str(jax.typeof(leaf)) for leaf in jax.tree.leaves(inputs)),
-        )
+        key = (treedef, tuple(str(jax.typeof(leaf)) for leaf in leaves))
         if key not in known:
-            known[key] = _Small(_at(structure, traced, inputs), kept)
+            known[key] = Small(_at(structure, kept, variables, inputs), kept)
         return known[key](leaves)
 
     return apply
 
 
-def _at(structure: Structure, traced: Traced, inputs: tuple[Any, ...]) -> Structure:
-    """The structure at other inputs, traced again if their shapes differ."""
+def _at(
+    structure: Structure,
+    keep: Mapping[str, np.ndarray],
+    variables: Any,
+    inputs: tuple[Any, ...],
+) -> Structure:
+    """The structure at other inputs or dtypes, traced again if they differ."""
+    traced = not_traced(structure, "small_apply")
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(variables)]
+    structs, treedef = jax.tree.flatten(traced.variables)
     given = jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), inputs)
     known = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), traced.inputs)
-    if given == known:
+    if given == known and dtypes == [struct.dtype for struct in structs]:
         return structure
-    return trace(
+    full = [
+        jax.ShapeDtypeStruct(struct.shape, dtype)
+        for struct, dtype in zip(structs, dtypes, strict=True)
+    ]
+    again = trace(
         traced.apply,
-        traced.variables,
+        jax.tree.unflatten(treedef, full),
         *inputs,
         state=traced.state,
         freeze=traced.freeze,
     )
+    wrong = [name for name in keep if _places(structure, name) != _places(again, name)]
+    if wrong:
+        shapes = [list(jnp.shape(leaf)) for leaf in jax.tree.leaves(inputs)]
+        raise ValueError(
+            f"At inputs of shapes {shapes} the model does not have the group "
+            f"{wrong[0]!r} that it had when it was traced, so its units cannot be "
+            "removed there. Trace the model at these inputs: structure.trace(apply, "
+            "variables, *inputs)."
+        )
+    return again
 
 
-class _Small:
+def _places(structure: Structure, name: str) -> list[Any]:
+    """Where a group's units are; empty if there is no such group."""
+    return [
+        (member.path, member.axis, member.positions.tolist())
+        for group in structure.groups
+        if group.name == name
+        for member in group.members
+    ]
+
+
+class Small:
     """A traced program without the units that are removed."""
 
     def __init__(self, structure: Structure, keep: Mapping[str, np.ndarray]) -> None:
@@ -167,11 +195,12 @@ class _Small:
                 self._cut(value, number)
                 for value, number in zip(outputs, equation.outputs, strict=True)
             ]
-        if name == "sharding_constraint" and not _divides(
-            params["sharding"], self.shape(equation.outputs[0])
-        ):
+        if name == "sharding_constraint":
             # What is left of an axis may no longer fill all devices equally.
-            return operands
+            sharding = _left(params["sharding"], self.shape(equation.outputs[0]))
+            if sharding is None:
+                return operands
+            params["sharding"] = sharding
         params.update(self._sizes(equation))
         return program.bind(equation.primitive, params, *operands)
 
@@ -216,7 +245,7 @@ class _Small:
             chosen = np.arange(start[axis], stop[axis], stride[axis])
             index = (np.cumsum(mask) - 1)[chosen[mask[chosen]]]
             steps = set(np.diff(index).tolist()) or {1}
-            if len(steps) == 1:
+            if index.size and len(steps) == 1:
                 start[axis], stride[axis] = int(index[0]), steps.pop()
                 stop[axis] = int(index[-1]) + 1
             else:
@@ -294,17 +323,28 @@ class _Small:
         return list(wrapped(*operands))
 
 
-_CALLS: dict[str, Callable[[_Small, Equation, list[Any]], list[Any]]] = {
-    "scan": _Small._scan,
-    "while": _Small._while,
-    "cond": _Small._cond,
-    JVP: _Small._own_jvp,
-    VJP: _Small._own_vjp,
+_CALLS: dict[str, Callable[[Small, Equation, list[Any]], list[Any]]] = {
+    "scan": Small._scan,
+    "while": Small._while,
+    "cond": Small._cond,
+    JVP: Small._own_jvp,
+    VJP: Small._own_vjp,
 }
 
 
-def _divides(sharding: Any, shape: tuple[int, ...]) -> bool:
+def _left(sharding: Any, shape: tuple[int, ...]) -> Any:
+    """A sharding without the axes that no longer divide; None if it has no axes."""
     try:
-        return math.prod(sharding.shard_shape(shape)) >= 0
+        sharding.shard_shape(shape)
+        return sharding
     except ValueError:
-        return False
+        if not isinstance(sharding, jax.sharding.NamedSharding):
+            return None
+    spec = list(sharding.spec)
+    for axis, names in enumerate(spec):
+        alone = jax.sharding.PartitionSpec(names)
+        try:
+            sharding.update(spec=alone).shard_shape((shape[axis],))
+        except ValueError:
+            spec[axis] = None
+    return sharding.update(spec=jax.sharding.PartitionSpec(*spec))

@@ -49,12 +49,14 @@ def checked_keep(structure: Structure, keep: Keep) -> dict[str, np.ndarray]:
             raise ValueError(f"keep: {unknown_group(structure, name)}")
         if isinstance(given, jax.core.Tracer):
             raise TypeError(
-                f"keep[{name!r}] is traced: sizes must be known, so choose units outside jit."
+                f"keep[{name!r}] is traced: sizes must be known, so choose units "
+                "outside jit."
             )
         mask, size = np.asarray(given), groups[name].size
         if mask.dtype != bool or mask.shape != (size,):
             raise ValueError(
-                f"keep[{name!r}] must be a bool array of shape ({size},), True for a unit that "
+                f"keep[{name!r}] must be a bool array of shape ({size},), True for a "
+                "unit that "
                 f"stays; got {mask.dtype}{list(mask.shape)}."
             )
         if not mask.any():
@@ -74,7 +76,8 @@ def not_traced(structure: Structure, function: str) -> Traced:
     """
     if structure.traced is None:
         raise ValueError(
-            f"structure.{function} needs the model's program, and this structure was declared. "
+            f"structure.{function} needs the model's program, and this structure was "
+            "declared. "
             "Use `structure.trace(apply, variables, *inputs)`."
         )
     return structure.traced
@@ -269,10 +272,13 @@ def _as_expected(
     if not reinitialise:
         path, leaf = leaves[wrong[0]]
         raise ValueError(
-            f"{len(wrong)} leaves of the optimizer's state depend on the model's sizes but do "
-            f"not have the shape of a parameter, so their units cannot be removed; the first is "
+            f"{len(wrong)} leaves of the optimizer's state depend on the model's sizes "
+            "but do "
+            "not have the shape of a parameter, so their units cannot be removed; the "
+            "first is "
             f"{'/'.join(map(str, place(path)))} {list(jnp.shape(leaf))}, which becomes "
-            f"{list(wanted[wrong[0]].shape)}. With reinitialise=True these leaves start anew."
+            f"{list(wanted[wrong[0]].shape)}. With reinitialise=True these leaves "
+            "start anew."
         )
     fresh = jax.tree.leaves(optimizer.init(_map(structure, masks, params, _sliced)))
     return jax.tree.unflatten(
@@ -303,18 +309,22 @@ def _match(structure: Structure, tree: Any) -> list[str | None]:
         )
         if len(fitting) > 1:
             raise ValueError(
-                f"The leaf {path!r} could be any of {fitting[:3]}; give the tree with the "
+                f"The leaf {path!r} could be any of {fitting[:3]}; give the tree with "
+                "the "
                 "structure's own paths, such as the whole variables."
             )
         if not fitting and shape:
             some = ", ".join(map(repr, list(structure.shapes)[:3]))
             raise ValueError(
-                f"The leaf {path!r} {list(shape)} is none of the structure's; its paths are "
-                f"{some}, ... For the state of an optimizer give optimizer= and params=."
+                f"The leaf {path!r} {list(shape)} is none of the structure's; its "
+                "paths are "
+                f"{some}, ... For the state of an optimizer give optimizer= and "
+                "params=."
             )
         if fitting and shape != structure.shapes[fitting[0]].shape:
             raise ValueError(
-                f"The leaf {path!r} must have the shape {list(structure.shapes[fitting[0]].shape)} "
+                f"The leaf {path!r} must have the shape "
+                f"{list(structure.shapes[fitting[0]].shape)} "
                 f"that was traced; got {list(shape)}."
             )
         matches.append(fitting[0] if fitting else None)
@@ -411,7 +421,8 @@ def checked_shapes(
     leaves = jax.tree.leaves(tree)
     if len(leaves) != len(structure.shapes):
         raise ValueError(
-            f"The small variables must have the {len(structure.shapes)} leaves that were traced; "
+            f"The small variables must have the {len(structure.shapes)} leaves that "
+            "were traced; "
             f"got {len(leaves)}. `structure.shrink(s, keep, variables)` makes them."
         )
     for (path, struct), leaf in zip(structure.shapes.items(), leaves, strict=True):
@@ -420,8 +431,10 @@ def checked_shapes(
         )
         if jnp.shape(leaf) != small.shape:
             raise ValueError(
-                f"The small variables' {path!r} must have the shape {list(small.shape)}; got "
-                f"{list(jnp.shape(leaf))}. `structure.shrink(s, keep, variables)` makes them."
+                f"The small variables' {path!r} must have the shape "
+                f"{list(small.shape)}; got "
+                f"{list(jnp.shape(leaf))}. `structure.shrink(s, keep, variables)` "
+                "makes them."
             )
 
 

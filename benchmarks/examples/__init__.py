@@ -1,0 +1,1 @@
+"""Small programs that show a part of the package at work."""
