@@ -34,7 +34,6 @@ OPTIMISED = {
     "test_engine",
     "test_pallas",
     "test_properties",
-    "test_pruning_aware",
     "test_speed",
     "test_sweep",
 }

@@ -27,7 +27,8 @@ from flax import nnx
 from prunadag_optax import ScaleByPrunadagState, masks, prunadag
 from prunadag_optax import nnx as pruning_nnx
 from prunadag_optax.linen import PruningTrainState
-from tests import resumable
+from tests import bases, resumable
+from tests.helpers import enable_x64, environment
 from tests.resumable import assert_same, through_checkpointer
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -336,3 +337,28 @@ def test_killed_training_ends_as_if_it_had_not_been(tmp_path, api):
         assert_same(dict(actual), dict(expected))
         held = [x for x in expected.values() if x.dtype == bool]
     assert float(masks.sparsity(held)) == pytest.approx(0.8)
+
+
+def test_another_process_goes_on_with_a_pruning_aware_run(tmp_path):
+    name, at = "adamw", "pruned"
+    checkpoint, result = tmp_path / "middle", tmp_path / "result.npz"
+    with enable_x64():
+        x, gradients = bases.start(), bases.gradients()
+        state = bases.made(name, at).init(x)
+        path, state = bases.run(name, at, x, state, gradients[: bases.MIDDLE])
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(checkpoint, (path[-1], state))
+        path, state = bases.run(name, at, path[-1], state, gradients[bases.MIDDLE :])
+    # Compiled as here.
+    few = jax.config.read("jax_disable_most_optimizations")
+    script = [sys.executable, "-m", "tests.bases", checkpoint, result]
+    subprocess.run(
+        [*script, "--base", name, "--at", at],
+        cwd=ROOT,
+        env=environment(JAX_DISABLE_MOST_OPTIMIZATIONS=str(int(few))),
+        check=True,
+    )
+    leaves = jax.tree_util.tree_leaves_with_path((path[-1], state))
+    expected = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    with np.load(result) as actual, enable_x64():
+        assert_same(dict(actual), expected)

@@ -285,8 +285,8 @@ def test_updates_keep_the_dtype_and_scale_by_is_their_negative(dtype, momentum):
                 opposite,
             )
             jax.tree.map(np.testing.assert_array_equal, state[0], own)
-            accumulators = own[1:4]
-            for leaf in jax.tree.leaves((updates, opposite, accumulators)):
+            # Accumulators and the threshold's hint: all but the counter.
+            for leaf in jax.tree.leaves((updates, opposite, own[1:])):
                 assert leaf.dtype == jnp.dtype(dtype)
 
 

@@ -1,8 +1,10 @@
 """`pruning_aware` and the recipes, beside a plain NumPy transcription."""
 
+import dataclasses
 import functools
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +16,9 @@ from hypothesis import strategies as st
 
 from prunadag_optax import eval_params, masks, pruning_aware, recipes, schedules
 from prunadag_optax._ranking.lamp import lamp_scores
-from tests.helpers import enable_x64
-
-SHAPES = {"a": {"bias": (4,), "kernel": (6, 4)}, "b": {"kernel": (4, 3)}}
-
-
-def drawn(seed, shapes=SHAPES, dtype=np.float64):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda shape: rng.normal(size=shape).astype(dtype),
-        shapes,
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
-
+from tests import bases
+from tests.bases import BASES, PLACES, drawn
+from tests.helpers import enable_x64, refused
 
 # The transcription: one leaf, one equation at a time, in float64.
 
@@ -144,65 +136,285 @@ def test_equals_the_transcription(scope, at, decay, l1, b2):
         assert update._cache_size() == 1
 
 
-BASES = {
-    "adam": optax.adam(0.01),
-    "adamw": optax.adamw(0.01, weight_decay=0.125),
-    "momentum": optax.sgd(0.01, momentum=0.9),
-    "nadam": optax.nadam(0.01),
-    "lion": optax.lion(0.001),
-    "lamb": optax.lamb(0.01),
-    "rmsprop": optax.rmsprop(0.01),
-    "adagrad": optax.adagrad(0.1),
-    "adafactor": optax.adafactor(0.01, min_dim_size_to_factor=4),
-    "muon": optax.contrib.muon(0.01),
-    "schedule-free": optax.contrib.schedule_free_adamw(0.01),
-    "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)),
-    "injected": optax.inject_hyperparams(optax.adam)(0.01),
-    "several steps": optax.MultiSteps(optax.adam(0.01), 2).gradient_transformation(),
-}
+# Each base, in float64. The runs of a base share one compiled step.
 
 
-def trained(tx, params, seeds, update=None):
-    update, state = update or jax.jit(tx.update), tx.init(params)
-    for seed in seeds:
-        g = drawn(seed, dtype=np.float32)
-        updates, state = update(g, state, params)
-        params = optax.apply_updates(params, updates)
-    return params, state
+each_base = pytest.mark.parametrize(("name", "at"), [*itertools.product(BASES, PLACES)])
 
 
-@pytest.mark.parametrize("at", ["params", "pruned"])
-@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
-def test_with_everything_relevant_it_is_the_base(base, at):
-    params = jax.tree.map(jnp.asarray, drawn(1, dtype=np.float32))
-    x, state = trained(pruning_aware(base, 1.0, gradient_at=at), params, range(6))
-    y, _ = trained(base, params, range(6))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 2e-4, 2e-5), x, y)
-    if at == "pruned":
-        dense = eval_params(state, x)
-        if not isinstance(state.base, optax.contrib.ScheduleFreeState):
-            jax.tree.map(np.testing.assert_array_equal, dense, x)
+def assert_near(actual, expected):
+    """The same tree, dtypes and integers, and floats up to roundings."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("at", ["params", "pruned"])
-@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
-def test_every_base_keeps_to_the_classes(base, at):
+def trained(name, at, gradients=None, density=bases.DENSITY):
+    x = bases.start()
+    state = bases.made(name, at).init(x)
+    return bases.run(name, at, x, state, gradients or bases.gradients(), density)
+
+
+@functools.cache
+def trained_alone(name):
+    tx, path = BASES[name], [bases.start()]
+    state, update = tx.init(path[0]), jax.jit(functools.partial(bases.step, tx))
+    for gradient in bases.gradients():
+        x, state = update(path[-1], state, gradient)
+        path.append(x)
+    return path[1:], state
+
+
+@each_base
+def test_with_everything_relevant_it_is_the_base(name, at):
+    with enable_x64():
+        path, state = trained(name, at, density=1.0)
+        expected, alone = trained_alone(name)
+        assert_near(path, expected)
+        assert_near(state.base, alone)
+        assert_near(eval_params(state, path[-1]), eval_params(alone, expected[-1]))
+        if at == "pruned":
+            jax.tree.map(np.testing.assert_array_equal, state.dense, path[-1])
+
+
+@each_base
+def test_every_base_keeps_to_the_classes(name, at):
     """Outside R weights shrink, whatever the base would do."""
-    params = jax.tree.map(jnp.asarray, drawn(2, dtype=np.float32))
-    tx = pruning_aware(base, 0.25, shrink_rate=0.5, gradient_at=at)
-    state = tx.init(params)
-    g = drawn(3, dtype=np.float32)
-    y, dense = params, params
-    for _ in range(2):  # the second step has classes under both
-        seen = dense
-        updates, state = jax.jit(tx.update)(g, state, y)
-        y = optax.apply_updates(y, updates)
-        dense = y if at == "params" else state.dense
+    with enable_x64():
+        # The second step has classes under both.
+        (seen, before), (moved, after) = (
+            jax.device_get(trained(name, at, bases.gradients()[:n], density=0.25))
+            for n in (1, 2)
+        )
+    seen, moved = seen[-1], moved[-1]
+    if at == "pruned":
+        seen, moved = before.dense, after.dense
     kernels = [x for x in jax.tree.leaves(seen) if x.ndim > 1]
     last = np.sort(np.abs(np.concatenate([x.ravel() for x in kernels])))[-9]
-    for x, z in zip(jax.tree.leaves(seen), jax.tree.leaves(dense), strict=True):
+    for x, z in zip(jax.tree.leaves(seen), jax.tree.leaves(moved), strict=True):
         outside = (np.abs(x) < last) & (x.ndim > 1)
-        np.testing.assert_allclose(z[outside], 0.5 * x[outside], 1e-6)
+        assert outside.any() or x.ndim == 1
+        np.testing.assert_allclose(z[outside], 0.5 * x[outside], 1e-14)
+
+
+@each_base
+def test_a_scan_takes_the_same_steps(name, at):
+    with enable_x64():
+        path, state = trained(name, at)
+        tx, x = bases.made(name, at), bases.start()
+
+        def step(carry, gradient):
+            x, state = bases.step(tx, *carry, gradient)
+            return (x, state), x
+
+        path, gradients = (
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+            for trees in (path, bases.gradients())
+        )
+        (_, after), scanned = jax.lax.scan(step, (x, tx.init(x)), gradients)
+        assert_near((scanned, after), (path, state))
+
+
+@each_base
+def test_calls_that_are_not_compiled_take_the_same_steps(name, at):
+    with enable_x64():
+        path, _ = trained(name, at)
+        tx, x = bases.made(name, at), bases.start()
+        state = tx.init(x)
+        for gradient, expected in zip(bases.gradients()[:2], path, strict=False):
+            x, state = bases.step(tx, x, state, gradient)
+            assert_near(x, expected)
+        # All densities, steps and states of this file are one program.
+        assert bases.compiled(name, at)._cache_size() == 1
+
+
+@pytest.fixture(scope="module")
+def restored(tmp_path_factory):
+    """All bases' runs in their middle, through one checkpoint into new states."""
+    pytest.importorskip("flax", minversion="0.12.7")
+    from tests.resumable import assert_same, through_checkpointer
+
+    def key(name, at):
+        return f"{name}, {at}"
+
+    saved, template = {}, {}
+    with enable_x64():
+        fresh = jax.tree.map(jnp.zeros_like, bases.start())
+        for name, at in itertools.product(BASES, PLACES):
+            path, state = trained(name, at, bases.gradients()[: bases.MIDDLE])
+            saved[key(name, at)] = path[-1], state
+            template[key(name, at)] = fresh, bases.made(name, at).init(fresh)
+        runs = through_checkpointer(tmp_path_factory.mktemp("runs"), saved, template)
+        assert_same(runs, saved)
+    return lambda name, at: runs[key(name, at)]
+
+
+@each_base
+def test_a_run_from_a_checkpoint_goes_on_bit_for_bit(restored, name, at):
+    from tests.resumable import assert_same
+
+    with enable_x64():
+        path, state = trained(name, at)
+        rest = bases.gradients()[bases.MIDDLE :]
+        moved, after = bases.run(name, at, *restored(name, at), rest)
+        assert_same((moved[-1], after), (path[-1], state))
+
+
+@pytest.mark.parametrize("at", PLACES)
+def test_the_density_one_is_the_base(at):
+    # A number, where the runs above have an operand.
+    with enable_x64():
+        tx, x = bases.made("adam", at, 1.0), bases.start()
+        state, (expected, _) = tx.init(x), trained_alone("adam")
+        for gradient, y in zip(bases.gradients(), expected, strict=True):
+            x, state = bases.step(tx, x, state, gradient)
+            assert_near(x, y)
+
+
+# Masks in the base, and trees with holes.
+
+
+def evaluated(tx, x, gradients, step=None):
+    """What is evaluated after each step, and the last state."""
+    step = step or jax.jit(functools.partial(bases.step, tx))
+    state, path = tx.init(x), []
+    for gradient in gradients:
+        x, state = step(x, state, gradient)
+        path.append(eval_params(state, x))
+    return path, state
+
+
+@pytest.mark.parametrize(("at", "computed"), [("params", True), ("pruned", False)])
+def test_keep_pruned_in_the_base_holds_the_zeros(at, computed):
+    params, mask = masks.prune(drawn(0, dtype=np.float32), 0.5)
+    assert mask["a"]["bias"] is None
+    given = (lambda params: mask) if computed else mask
+    keeps = optax.chain(optax.adam(0.01), masks.keep_pruned(given))
+    gradients = [drawn(seed, dtype=np.float32) for seed in range(1, 5)]
+
+    def runs(base):
+        @jax.jit
+        def step(density, *args):
+            return bases.step(pruning_aware(base, density, gradient_at=at), *args)
+
+        tx = pruning_aware(base, 1.0, gradient_at=at)
+        return lambda density: evaluated(
+            tx, params, gradients, functools.partial(step, jnp.asarray(density))
+        )
+
+    kept, plain = runs(keeps), runs(optax.adam(0.01))
+    # With the density 1 all zeros are relevant, and gradients would move them.
+    for density in (0.3, 1.0):
+        (path, state), (free, _) = kept(density), plain(density)
+        jax.tree.map(np.testing.assert_array_equal, state.base[-1].mask, mask)
+        for x, y in zip(path, free, strict=True):
+            np.testing.assert_array_equal(x["a"]["bias"], y["a"]["bias"])
+            for layer in ("a", "b"):
+                keep = mask[layer]["kernel"]
+                np.testing.assert_array_equal(x[layer]["kernel"] != 0, keep)
+                np.testing.assert_array_equal(
+                    x[layer]["kernel"], jnp.where(keep, y[layer]["kernel"], 0)
+                )
+    assert (y["b"]["kernel"] != 0).all()
+
+
+@pytest.mark.parametrize("at", PLACES)
+def test_a_base_that_is_masked(at):
+    """Adam for the layer a; the gradient as it is, or another base, for b."""
+    params = drawn(0, dtype=np.float32)
+    gradients = [drawn(seed, dtype=np.float32) for seed in range(1, 5)]
+    labels = {"a": {"bias": "adam", "kernel": "adam"}, "b": "raw"}
+    raw = optax.identity()
+    adam, one, parts = (
+        evaluated(pruning_aware(base, 0.5, gradient_at=at, scope="leaf"), params, g)
+        for g in [gradients]
+        for base in (
+            optax.adam(0.01),
+            optax.masked(optax.adam(0.01), {"a": True, "b": False}),
+            optax.partition({"adam": optax.adam(0.01), "raw": raw}, labels),
+        )
+    )
+    moments = one[1].base.inner_state[0].mu
+    assert isinstance(moments["b"], optax.MaskedNode)
+    jax.tree.map(np.testing.assert_array_equal, moments["a"], adam[1].base[0].mu["a"])
+    for x, y, z in zip(adam[0], one[0], parts[0], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, x["a"], y["a"])
+        jax.tree.map(np.testing.assert_array_equal, y, z)
+    held = sets([params["b"]["kernel"]], 0.5, "leaf")[0]
+    if at == "pruned":  # R_0 is everything
+        held = np.ones_like(held)
+    x, g = params["b"]["kernel"], gradients[0]["b"]["kernel"]
+    np.testing.assert_allclose(
+        one[0][0]["b"]["kernel"], np.where(held, x + g, 0.5 * x), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("at", PLACES)
+def test_under_a_mask_it_sees_its_part_alone(at):
+    params = drawn(0, dtype=np.float32)
+    gradients = [drawn(seed, dtype=np.float32) for seed in range(1, 5)]
+    tx = pruning_aware(optax.adam(0.01), 0.5, gradient_at=at)
+    alone, _ = evaluated(tx, {"a": params["a"]}, [{"a": g["a"]} for g in gradients])
+    frozen = optax.set_to_zero()
+    for whole in (
+        optax.chain(
+            optax.masked(tx, {"a": True, "b": False}),
+            optax.masked(frozen, {"a": False, "b": True}),
+        ),
+        optax.partition(
+            {"pruned": tx, "frozen": frozen}, {"a": "pruned", "b": "frozen"}
+        ),
+    ):
+        path, _ = evaluated(whole, params, gradients)
+        for x, y in zip(path, alone, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, x["a"], y["a"])
+            jax.tree.map(np.testing.assert_array_equal, x["b"], params["b"])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Linear:
+    """As equinox has it; what is no array is None after its `partition`."""
+
+    kernel: Any
+    bias: Any
+    activation: Any = None
+
+
+@pytest.mark.parametrize(
+    ("at", "base", "score"),
+    [
+        ("params", optax.adam, "lamp"),
+        ("pruned", optax.contrib.muon, lambda tree: jax.tree.map(jnp.sin, tree)),
+    ],
+    ids=PLACES,
+)
+def test_modules_with_holes_are_as_trees_without(at, base, score):
+    def holes(tree):
+        a, b = tree["a"], tree["b"]
+        return (Linear(a["kernel"], a["bias"]), None, Linear(b["kernel"], None))
+
+    params = drawn(0, dtype=np.float32)
+    gradients = [drawn(seed, dtype=np.float32) for seed in range(1, 5)]
+    tx = pruning_aware(base(0.01), 0.5, gradient_at=at, score=score)
+    expected, _ = evaluated(tx, params, gradients)
+    found, state = evaluated(tx, holes(params), [holes(g) for g in gradients])
+    for x, y in zip(found, expected, strict=True):
+        assert isinstance(x[0], Linear)
+        jax.tree.map(np.testing.assert_array_equal, x, holes(y))
+    assert state.alone.tolist() == [False, False]
+
+
+@pytest.mark.parametrize("at", PLACES)
+def test_a_gradient_that_is_missing_is_named(at):
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "frozen": None}
+    tx = pruning_aware(ADAM, 0.5, gradient_at=at)
+    state = tx.init(params)
+    with refused("updates and params must have the same tree", "['bias'] in params"):
+        tx.update({**params, "bias": None}, state, params)
+    with refused("updates and params must have the same", "['frozen'] in updates"):
+        tx.update({**params, "frozen": jnp.ones(2)}, state, params)
 
 
 def test_moments_outside_the_relevant_set_stay_and_the_count_goes_on():
@@ -216,23 +428,6 @@ def test_moments_outside_the_relevant_set_stay_and_the_count_goes_on():
         assert moments.mu[0, 1] == moments.mu[0, 3] == moments.nu[0, 1] == 0
         assert moments.mu[0, 0] > 0
         assert int(moments.count) == step + 1
-
-
-def test_a_scan_takes_the_same_steps():
-    params = jax.tree.map(jnp.asarray, drawn(4, dtype=np.float32))
-    gradients = [drawn(seed, dtype=np.float32) for seed in range(5)]
-    for at in ("params", "pruned"):
-        tx = pruning_aware(optax.adam(0.1), 0.3, gradient_at=at)
-        x, _ = trained(tx, params, range(5))
-
-        def step(carry, g, tx=tx):
-            x, state = carry
-            updates, state = tx.update(g, state, x)
-            return (optax.apply_updates(x, updates), state), None
-
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
-        (y, _), _ = jax.lax.scan(step, (params, tx.init(params)), stacked)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), x, y)
 
 
 def test_the_base_is_told_what_is_relevant():
@@ -264,10 +459,12 @@ def test_a_leaf_that_is_zero_at_the_start_is_ranked_on_its_own(init):
         tx = pruning_aware(optax.adam(0.03), density, shrink_rate=0.1)
         state = init(tx.init)(params)
         assert state.alone.tolist() == [False, True]
-        update = jax.jit(tx.update)
-        for _ in range(300):
-            updates, state = update(jax.grad(loss)(params), state, params)
-            params = optax.apply_updates(params, updates)
+
+        def step(_, carry):
+            return bases.step(tx, *carry, jax.grad(loss)(carry[0]))
+
+        train = jax.jit(lambda *start: jax.lax.fori_loop(0, 300, step, start))
+        params, _ = train(params, state)
         return loss(params), params["lora_b"]
 
     start = float(jnp.mean(wanted**2))
@@ -285,9 +482,14 @@ def test_lamp_ranks_what_the_exact_scores_rank():
         for i in range(3)
     }
     flat = jnp.concatenate([lamp_scores(x).ravel() for x in params.values()])
-    for density in (0.5, 0.1, 0.02, 1.0):
+
+    @jax.jit
+    def step(density):
         tx = pruning_aware(optax.sgd(0.0), density, score="lamp", shrink_rate=1.0)
-        updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+        return tx.update(params, tx.init(params), params)[0]
+
+    for density in (0.5, 0.1, 0.02, 1.0):
+        updates = step(jnp.asarray(density))
         kept = jnp.concatenate(
             [(x + u != 0).ravel() for x, u in zip(
                 params.values(), updates.values(), strict=True)]

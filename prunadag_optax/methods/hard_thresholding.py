@@ -16,7 +16,7 @@ import optax
 from prunadag_optax import masks
 from prunadag_optax._common import checks
 from prunadag_optax._common.dtypes import cast_like, value_at, working
-from prunadag_optax._common.leaves import parts_of, ranked_together
+from prunadag_optax._common.leaves import parts_of
 from prunadag_optax._common.transformation import checked
 from prunadag_optax._ranking.counts import target_count
 from prunadag_optax._ranking.exact import mask_of_parts
@@ -221,13 +221,13 @@ def stability(
         jnp.asarray(learning_rate * jnp.abs(working(leaf)))
         for leaf in jax.tree.leaves(gradients)
     ]
-    groups = ranked_together(params, where, scope)
-    inside = {i for group in groups for i in group}
+    groups = parts_of(params, where, scope).groups
+    inside = {i for group, *_ in groups for i in group}
     free = [_largest([u]) for i, u in enumerate(steps) if i not in inside]
     parts = [
         _stability_of([leaves[i] for i in group], [steps[i] for i in group], k)
-        for group in groups
-        if any(leaves[i].size for i in group)
+        for group, _, size in groups
+        if size
     ]
     residuals = [part.residual for part in parts] + free
     return Stability(
