@@ -20,9 +20,9 @@ from prunadag_optax import structure
 NOTE = f"""Made by `python -m benchmarks.small_models` with jax {jax.__version__} on
 {os.cpu_count()} {platform.machine()} CPU cores: a forward pass of a VGG-like network
 with BatchNorm (64, 128 and 256 channels) over 32 images of 32 x 32 pixels, the median
-of calls that take turns. "Parameters", "operations" and "time" are shares of the full network's.
-"Deviation" is the largest difference to the masked network's output, relative to the
-largest output. Units that are only masked cost as much as others."""
+of calls that take turns. "Parameters", "operations" and "time" are shares of the full
+network's. "Deviation" is the largest difference to the masked network's output,
+relative to the largest output. Units that are only masked cost as much as others."""
 DENSITIES = (0.5, 0.25)
 RESULTS = pathlib.Path(__file__).parent / "results" / "small_models.md"
 

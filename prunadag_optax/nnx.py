@@ -497,6 +497,7 @@ def _resize(
 ) -> None:
     """Puts smaller variables into a model and sets the sizes of Flax's layers."""
     nnx.update(model, small)
+    module: Any
     for path, module in nnx.iter_modules(model):
         name = "/".join(map(str, (*path, "kernel")))
         sizes = _sizes(module)

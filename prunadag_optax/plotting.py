@@ -11,6 +11,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from prunadag_optax.evaluation import PruningCurve, PruningError, Summary
+    from prunadag_optax.structure import Units
 
 _MARKERS = "osD^vP*X<>"
 
@@ -172,3 +173,36 @@ def plot_summary(summary: "Summary", *, ax: Any = None) -> Any:
     ax.invert_yaxis()
     ax.set_xlim(0, 100)
     return _finish(ax, ["kept"], "share of the leaf (%)")
+
+
+def plot_units(units: "Units", *, ax: Any = None) -> Any:
+    """The units that stay in every group, as bars over those of the full model.
+
+    Args:
+      units: from `structure.summary`.
+      ax: matplotlib axes; None makes new ones.
+
+    Returns:
+      The axes, two bars a group, the number of units along x.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import plotting, structure
+      >>> params = {"in": jnp.ones((3, 4)), "out": jnp.ones((4, 2))}
+      >>> s = structure.declare({"hidden": {"in": 1, "out": 0}}, params)
+      >>> units = structure.summary(s, {"hidden": [True, False, True, True]})
+      >>> [float(bar.get_width()) for bar in plotting.plot_units(units).patches]
+      [4.0, 3.0]
+    """
+    ax = _new_axes(ax)
+    rows = np.arange(len(units.columns["group"]) - 1)
+    full, kept = (units.columns[name][:-1] for name in ("units", "kept"))
+    ax.barh(rows, full, height=0.6, color="tab:gray", alpha=0.3, label="full model")
+    bars = ax.barh(rows, kept, height=0.6, color="tab:blue", alpha=0.7, label="kept")
+    ax.bar_label(bars, padding=3, fontsize="small")
+    ax.set_yticks(rows, units.columns["group"][:-1], fontsize="small")
+    ax.invert_yaxis()
+    return _finish(ax, ["full model", "kept"], "units")

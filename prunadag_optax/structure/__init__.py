@@ -19,6 +19,8 @@ from prunadag_optax.structure.groups import declare as declare
 from prunadag_optax.structure.groups import trace as trace
 from prunadag_optax.structure.rebuilt import check_rebuilt as check_rebuilt
 from prunadag_optax.structure.small import small_apply as small_apply
+from prunadag_optax.structure.summaries import Units as Units
+from prunadag_optax.structure.summaries import summary as summary
 from prunadag_optax.structure.trees import Keep as Keep
 from prunadag_optax.structure.trees import groups_left as groups_left
 from prunadag_optax.structure.trees import load_keep as load_keep
@@ -33,6 +35,7 @@ __all__ = [
     "Keep",
     "Member",
     "Structure",
+    "Units",
     "check",
     "check_rebuilt",
     "cost",
@@ -46,5 +49,6 @@ __all__ = [
     "select",
     "shrink",
     "small_apply",
+    "summary",
     "trace",
 ]

@@ -34,8 +34,8 @@ def check(
     Without `keep`, the units of each group are permuted in all of its members, which
     must leave the output as it is; groups that are positional are left out. With
     `keep`, the small model is compared with the full one whose removed units are
-    masked. Where that is not a number - a weight normalisation divides by what is masked - only
-    what reads the units is masked.
+    masked. Where that is not a number - a weight normalisation divides by what is
+    masked - only what reads the units is masked.
 
     Args:
       structure: of `trace`.

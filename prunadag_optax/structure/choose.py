@@ -162,7 +162,7 @@ def select(
     checks.integer("least", least, least=1)
     ranked = _checked_scores(structure, scores)
     if count is not None:
-        return _by_count(structure, ranked, count, least)
+        return _by_count(structure, ranked, count, least, round_to)
     order = _order(ranked, per_group, round_to, least)
     if density is not None:
         checks.scalar("density", density, above=0.0, most=1.0)
@@ -211,6 +211,7 @@ def _by_count(
     ranked: Mapping[str, np.ndarray],
     count: Mapping[str, int],
     least: int,
+    round_to: int,
 ) -> dict[str, np.ndarray]:
     keep = {}
     for name, units in count.items():
@@ -221,6 +222,11 @@ def _by_count(
         if units > size:
             raise ValueError(
                 f"count[{name!r}] must be at most the group's {size}; got {units}."
+            )
+        if units % round_to and units != size:
+            raise ValueError(
+                f"count[{name!r}] must be a multiple of round_to={round_to}, or the "
+                f"group's {size}; got {units}."
             )
         keep[name] = np.ones(size, bool)
         keep[name][np.argsort(ranked[name], kind="stable")[: size - units]] = False

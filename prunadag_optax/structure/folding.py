@@ -24,10 +24,10 @@ def fold(
 ) -> tuple[Any, float]:
     """Moves what removed units would still say into the biases after them.
 
-    A unit without incoming weights is not silent: it passes on act(bias). That constant,
-    times the outgoing weights, is added to the next bias, or taken from the next running
-    mean. This is exact where the unit is constant: after dense layers and convolutions
-    without padding, but not at the border of padded ones.
+    A unit without incoming weights is not silent: it passes on act(bias). That
+    constant, times the outgoing weights, is added to the next bias, or taken from the
+    next running mean. This is exact where the unit is constant: after dense layers and
+    convolutions without padding, but not at the border of padded ones.
 
     Args:
       structure: of `trace`.
@@ -48,7 +48,10 @@ def fold(
     >>> def apply(p, x):
     ...     return jax.nn.relu(x @ p["w"] + p["b"][None]) @ p["v"] + p["c"][None]
     >>> params = {
-    ...     "w": jnp.ones((3, 4)), "b": jnp.ones(4), "v": jnp.ones((4, 2)), "c": jnp.zeros(2)
+    ...     "w": jnp.ones((3, 4)),
+    ...     "b": jnp.ones(4),
+    ...     "v": jnp.ones((4, 2)),
+    ...     "c": jnp.zeros(2),
     ... }
     >>> s = structure.trace(apply, params, jnp.ones((1, 3)))
     >>> keep = {"w": [True, True, True, False]}
@@ -139,7 +142,7 @@ def _incoming(
 def _read(
     structure: Structure, keep: Mapping[str, np.ndarray], equation: Equation
 ) -> Iterator[tuple[int, tuple[Any, Any], np.ndarray]]:
-    """Where a product sums over removed units: the weights' side, the axes, which go."""
+    """Where a product reads removed units: the weights' side, the axes, which go."""
     tracer = not_traced(structure, "fold").tracer
     paths = list(structure.shapes)
     summed = _summed(equation)
@@ -160,7 +163,7 @@ def _read(
 
 
 def _constant(value: Any, axis: int, gone: np.ndarray) -> Any:
-    """A value with what its removed units say at the first place, and zeros elsewhere."""
+    """What the removed units say at the first place, and zeros for the others."""
     moved = jnp.moveaxis(value, axis, -1)
     first = moved.reshape(-1, moved.shape[-1])[0]
     constant = jnp.where(gone, first, jnp.zeros((), value.dtype))

@@ -458,8 +458,8 @@ def _signatures(tracer: Tracer) -> np.ndarray:
     """A key for each atom of where it occurs: uint64[len(labels), 2].
 
     Atoms with one key occur in the same axes of the same values, as often in each: they
-    are the units of one group. The key is a sum of random numbers, one for each axis and
-    count, in two independent copies.
+    are the units of one group. The key is a sum of random numbers, one for each axis
+    and count, in two independent copies.
     """
     labels = tracer.labels
     random = np.random.default_rng(0)
@@ -548,7 +548,7 @@ def _groups(
 
 
 def _names(groups: Sequence[Sequence[Member]], ranks: Mapping[str, int]) -> list[str]:
-    """Readable names: the module that makes the units, and its axis if that is not enough."""
+    """The modules that make the units, with the axis where that is not enough."""
     # A kernel makes the units that its bias and its normalisation only pass on.
     makers = [
         min(members, key=lambda member: (member.reads, ranks[member.path] < 2))

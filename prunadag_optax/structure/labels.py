@@ -9,7 +9,6 @@ Sets have numbers, so that an axis is an array of integers and most work is NumP
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -136,7 +135,7 @@ class Labels:
         if a.size and self._unify_products(a, b, reason):
             self._refine(first, second, reason)
 
-    def join(self, *sets: Iterable[int]) -> int:
+    def join(self, *sets: int) -> int:
         """The number of the union of resolved sets, FROZEN ones left out."""
         union = frozenset().union(*(self.atoms(number) for number in sets))
         return self._intern(union, sets[0])

@@ -128,13 +128,14 @@ class Small:
         removed = [
             group.atoms[~keep[group.name]]
             for group in structure.groups
-            if group.name in keep
+            if group.name in keep and group.atoms is not None
         ]
         removed = np.concatenate([np.zeros(0, int), *removed]).astype(int)
         self._alive = self._tracer.labels.alive(removed)
         self._masks: dict[int, np.ndarray | None] = {}
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
+        """The output, from the leaves of the smaller variables and of the inputs."""
         outputs = self._run(self._traced.program, leaves)
         return jax.tree.unflatten(jax.tree.structure(self._traced.output), outputs)
 
@@ -342,9 +343,12 @@ def _left(sharding: Any, shape: tuple[int, ...]) -> Any:
             return None
     spec = list(sharding.spec)
     for axis, names in enumerate(spec):
-        alone = jax.sharding.PartitionSpec(names)
         try:
-            sharding.update(spec=alone).shard_shape((shape[axis],))
+            _named(sharding, names).shard_shape((shape[axis],))
         except ValueError:
             spec[axis] = None
-    return sharding.update(spec=jax.sharding.PartitionSpec(*spec))
+    return _named(sharding, *spec)
+
+
+def _named(sharding: Any, *spec: Any) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from prunadag_optax._common.opt_states import place
 from prunadag_optax.structure.groups import (
@@ -47,7 +48,7 @@ def checked_keep(structure: Structure, keep: Keep) -> dict[str, np.ndarray]:
     for name, given in keep.items():
         if name not in groups:
             raise ValueError(f"keep: {unknown_group(structure, name)}")
-        if isinstance(given, jax.core.Tracer):
+        if isinstance(given, Tracer):
             raise TypeError(
                 f"keep[{name!r}] is traced: sizes must be known, so choose units "
                 "outside jit."
@@ -189,8 +190,8 @@ def shrink(
       The smaller tree.
 
     Raises:
-      ValueError: if no leaf, or more than one path, fits; if shapes are not those of the
-        structure; if a state has leaves that cannot be sliced.
+      ValueError: if no leaf, or more than one path, fits; if shapes are not those of
+        the structure; if a state has leaves that cannot be sliced.
 
     >>> import jax.numpy as jnp
     >>> from prunadag_optax import structure
@@ -235,7 +236,7 @@ def _state(
             is_whole = (
                 name is not None and jnp.shape(leaf) == structure.shapes[name].shape
             )
-            return _sliced(leaf, masks.get(name, {})) if is_whole else leaf
+            return _sliced(leaf, masks.get(name or "", {})) if is_whole else leaf
 
         return jax.tree_util.tree_map_with_path(cut, tree)
 
@@ -359,7 +360,7 @@ def _map(
     return jax.tree.unflatten(
         treedef,
         [
-            function(leaf, masks[name]) if name in masks else leaf
+            leaf if name is None or name not in masks else function(leaf, masks[name])
             for leaf, name in zip(leaves, matches, strict=True)
         ],
     )
@@ -392,10 +393,8 @@ def _sliced(leaf: Any, masks: Mapping[int, np.ndarray]) -> Any:
 
 
 def _sharding(leaf: Any, shape: Sequence[int]) -> Any:
-    """The leaf's sharding, without the axes that no longer divide; None on one device."""
-    sharding = (
-        None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
-    )
+    """The leaf's sharding without axes that no longer divide; None on one device."""
+    sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
     if (
         not isinstance(sharding, jax.sharding.NamedSharding)
         or sharding.num_devices == 1
@@ -447,7 +446,10 @@ def save_keep(path: str | pathlib.Path, structure: Structure, keep: Keep) -> Non
       keep: group's name -> bool[size].
     """
     packed = {
-        name: {"size": mask.size, "bits": base64.b64encode(np.packbits(mask)).decode()}
+        name: {
+            "size": mask.size,
+            "bits": base64.b64encode(np.packbits(mask).tobytes()).decode(),
+        }
         for name, mask in checked_keep(structure, keep).items()
     }
     pathlib.Path(path).write_text(json.dumps({"keep": packed}, indent=1) + "\n")

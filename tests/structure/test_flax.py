@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
-from prunadag_optax import linen, pruning_aware, structure
+from prunadag_optax import linen, plotting, pruning_aware, structure
 from prunadag_optax import nnx as pruning_nnx
 
 
@@ -195,3 +195,18 @@ def test_a_refused_model_is_left_as_it_was():
     jax.tree.map(np.testing.assert_array_equal, after, before)
     with pytest.raises(ValueError, match="example inputs"):
         pruning_nnx.shrink(model, found, half(found.groups[0]))
+
+
+def test_the_summary_says_what_is_left():
+    model, x = Net(nnx.Rngs(0)), images(1)
+    found = pruning_nnx.trace(model, x)
+    keep = {"conv": np.arange(16) < 5}
+    units = structure.summary(found, keep)
+    row = units.columns["group"].index("conv")
+    assert (units.columns["units"][row], units.columns["kept"][row]) == (16, 5)
+    small = structure.cost(found, keep)
+    assert units.columns["params"][-1] == small.params
+    assert units.columns["flops"][-1] == round(small.flops)
+    bars = plotting.plot_units(units).patches
+    names = units.columns["group"][:-1]
+    assert [bar.get_width() for bar in bars[len(names) :]] == units.columns["kept"][:-1]

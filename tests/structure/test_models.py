@@ -1,4 +1,4 @@
-"""The groups of every model are those of the tables, and can be permuted and removed."""
+"""The groups of every model are those of the tables; they permute and leave."""
 
 import functools
 
