@@ -224,15 +224,19 @@ def _state(
     )
     small = _map(structure, masks, full, _sliced)
     expected = jax.eval_shape(optimizer.init, small)
-    matches = _match(structure, full)
-    by_place = {
-        place(path): matches[index]
-        for index, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(full))
-    }
+    names: dict[tuple[Any, ...], set[str | None]] = {}
+    for (path, _), name in zip(
+        jax.tree_util.tree_leaves_with_path(full), _match(structure, full), strict=True
+    ):
+        # A part of the parameters may be what a state is like: `LookaheadParams.fast`.
+        keys = place(path)
+        for start in range(max(len(keys), 1)):
+            names.setdefault(keys[start:], set()).add(name)
 
     def like_params(tree):
         def cut(path, leaf):
-            name = by_place.get(place(path))
+            fitting = names.get(place(path), set())
+            name = next(iter(fitting)) if len(fitting) == 1 else None
             is_whole = (
                 name is not None and jnp.shape(leaf) == structure.shapes[name].shape
             )
@@ -240,16 +244,13 @@ def _state(
 
         return jax.tree_util.tree_map_with_path(cut, tree)
 
+    # As a whole, since `optax.masked` leaves branches out.
     sliced = optax.tree.map_params(
-        optimizer, like_params, state, is_leaf=_is_tree_of(jax.tree.structure(full))
+        optimizer, like_params, state, is_leaf=lambda node: True
     )
     return _as_expected(
         sliced, expected, optimizer, params, structure, masks, reinitialise
     )
-
-
-def _is_tree_of(treedef: Any) -> Any:
-    return lambda node: jax.tree.structure(node) == treedef
 
 
 def _as_expected(
