@@ -321,7 +321,9 @@ def sort(tracer: Tracer, equation: Equation, inputs: list[Axes]) -> list[Axes]:
 
 def top_k(tracer: Tracer, equation: Equation, inputs: list[Axes]) -> list[Axes]:
     """The axis that is chosen from is frozen."""
-    axis = equation.params.get("axis", len(inputs[0]) - 1)
+    params = equation.params
+    last = len(inputs[0]) - 1
+    axis = params.get("axis", params.get("reduction_dimension", last))
     tracer.freeze(inputs[0][axis], "is chosen from by")
     outputs = []
     for shape in shapes(tracer, equation):
@@ -506,7 +508,9 @@ def convolution(tracer: Tracer, equation: Equation, inputs: list[Axes]) -> list[
         tracer.unify(features, merged(tracer, [groups, inner]), "is read in groups by")
         tracer.unify(out, merged(tracer, [groups, each]), "is made in groups by")
     output = tracer.frozen(shape, "is a spatial axis of")
-    output[numbers.out_spec[0]], output[numbers.out_spec[1]] = bare(batch), bare(out)
+    output[numbers.out_spec[1]] = bare(out)
+    if params["batch_group_count"] == 1:
+        output[numbers.out_spec[0]] = bare(batch)
     return [output]
 
 

@@ -182,8 +182,8 @@ def shrink(
       optimizer: the optax optimizer of which `tree` is a state.
       params: the parameters that `optimizer` works on, full or as shapes; only with
         `optimizer`.
-      reinitialise: in a state, leaves that have sizes of the model but not the shape of
-        a parameter (factored moments) are made anew by `optimizer.init` instead of
+      reinitialise: a state with leaves that have sizes of the model but not the shape
+        of a parameter (factored moments) is made anew by `optimizer.init` instead of
         being an error.
 
     Returns:
@@ -225,13 +225,16 @@ def _state(
     small = _map(structure, masks, full, _sliced)
     expected = jax.eval_shape(optimizer.init, small)
     names: dict[tuple[Any, ...], set[str | None]] = {}
+    exact: dict[tuple[Any, ...], set[str | None]] = {}
     for (path, _), name in zip(
         jax.tree_util.tree_leaves_with_path(full), _match(structure, full), strict=True
     ):
         # A part of the parameters may be what a state is like: `LookaheadParams.fast`.
         keys = place(path)
-        for start in range(max(len(keys), 1)):
+        for start in range(1, len(keys)):
             names.setdefault(keys[start:], set()).add(name)
+        exact[keys] = {name}
+    names |= exact
 
     def like_params(tree):
         def cut(path, leaf):
@@ -275,21 +278,35 @@ def _as_expected(
         path, leaf = leaves[wrong[0]]
         raise ValueError(
             f"{len(wrong)} leaves of the optimizer's state depend on the model's sizes "
-            "but do "
-            "not have the shape of a parameter, so their units cannot be removed; the "
-            "first is "
+            "but do not have the shape of a parameter, so their units cannot be "
+            "removed; the first is "
             f"{'/'.join(map(str, place(path)))} {list(jnp.shape(leaf))}, which becomes "
-            f"{list(wanted[wrong[0]].shape)}. With reinitialise=True these leaves "
-            "start anew."
+            f"{list(wanted[wrong[0]].shape)}. With reinitialise=True the "
+            "states that hold them start anew."
         )
     fresh = jax.tree.leaves(optimizer.init(_map(structure, masks, params, _sliced)))
+    # With their counters and other factors: a late decay does not fit a new average.
+    anew = {_owner(leaves[index][0]) for index in wrong}
     return jax.tree.unflatten(
         treedef,
         [
-            fresh[index] if index in wrong else leaf
-            for index, (_, leaf) in enumerate(leaves)
+            fresh[index] if _owner(path) in anew else leaf
+            for index, (path, leaf) in enumerate(leaves)
         ],
     )
+
+
+def _owner(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The path of the state, a NamedTuple, that holds a leaf."""
+    last = max(
+        (
+            index
+            for index, key in enumerate(path)
+            if isinstance(key, jax.tree_util.GetAttrKey)
+        ),
+        default=0,
+    )
+    return path[:last]
 
 
 def _match(structure: Structure, tree: Any) -> list[str | None]:
