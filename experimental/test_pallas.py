@@ -16,9 +16,13 @@ from experimental import pallas
 from prunadag_optax import prunadag
 from prunadag_optax._ranking.keys import key_of
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(triton, "load"), reason="this jax has an older Pallas"
-)
+# Slow as all that is interpreted, and not in the wheel.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not hasattr(triton, "load"), reason="this jax has an older Pallas"
+    ),
+]
 
 # A power of two: a product with it is exact, wherever a compiler puts it.
 RATE = 1 / 16

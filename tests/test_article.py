@@ -553,6 +553,7 @@ def test_results_survive_a_file(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
 def test_page_from_the_numbers_alone(tmp_path):
     for name in NAMES:
         results.save(made_up(name), tmp_path / "article" / f"{name}.npz")

@@ -158,6 +158,7 @@ def trained(contender, settings=MLP, **changes):
 
 
 @pytest.mark.parametrize("looped", [False, True])
+@pytest.mark.slow
 def test_an_epoch_is_a_plain_loop_over_its_minibatches(looped):
     settings = CONVOLUTIONS if looped else MLP
     assert settings.looped == looped

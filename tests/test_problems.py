@@ -75,6 +75,7 @@ def dense(problem):
 
 
 @pytest.mark.parametrize("family", list(problems.NAMES))
+@pytest.mark.slow
 def test_runs_batch_and_repeat(fake_data, family):
     with enable_x64():
         for problem in small(family):

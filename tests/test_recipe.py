@@ -80,6 +80,7 @@ def test_verdicts_are_of_differences_seed_by_seed():
     assert lines[2].endswith("worse.")
 
 
+@pytest.mark.slow
 def test_the_page_is_made_and_nothing_runs_twice(tmp_path, capsys):
     arguments = ["pruning", "--quick", "--seeds", "2", "--output", str(tmp_path)]
     recipe.main(arguments)

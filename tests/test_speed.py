@@ -105,6 +105,7 @@ def steps_of(tx, params, gradients):
 
 
 @pytest.mark.parametrize("variant", ["v1", "v2", "v3", "v4"])
+@pytest.mark.slow
 def test_top_k_computes_the_same(variant):
     shapes = {"a": (40, 5), "b": (7,)}
     params, gradients = jax.tree.map(
@@ -136,6 +137,7 @@ def test_torch_computes_the_same(variant):
 
 
 @pytest.mark.parametrize("variant", ["v3", "v4"])
+@pytest.mark.slow
 def test_pallas_computes_the_same(variant):
     params, gradients = trees.random_data(1_000, "float32")
     pallas, plain = methods.with_pallas(variant), prunadag(RATE, variant=variant)
@@ -184,6 +186,7 @@ def test_too_large_sizes_are_skipped(monkeypatch):
     assert {row["skipped"] for row in rows} == {"memory"}
 
 
+@pytest.mark.slow
 def test_command_writes_its_results(tmp_path, monkeypatch, capsys):
     arguments = [
         "--sections",

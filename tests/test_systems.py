@@ -63,6 +63,7 @@ def measure(params, state, data):
     }
 
 
+@pytest.mark.slow
 def test_an_epoch_is_a_plain_loop_over_its_minibatches(data):
     schedule = training.stepwise(0.1, data.train, 100, (1,))
     tx = optax.sgd(schedule, momentum=0.9)
@@ -89,6 +90,7 @@ def test_an_epoch_is_a_plain_loop_over_its_minibatches(data):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_are_the_seeds_one_by_one(data):
     fit = training.trainer(lambda _: optax.adam(1e-2), batch=250, measure=measure)
 

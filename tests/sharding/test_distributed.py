@@ -119,6 +119,7 @@ def test_two_processes_equal_one(tmp_path, two):
     assert kernel.shape == (64, 128)
 
 
+@pytest.mark.slow
 def test_killed_process_costs_a_restart(tmp_path, two):
     checkpoints = tmp_path / "checkpoints"
     options = "--checkpoints", str(checkpoints)
