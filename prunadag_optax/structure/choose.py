@@ -10,7 +10,11 @@ import numpy as np
 
 from prunadag_optax._common import checks
 from prunadag_optax.structure.costs import Costs, costs_of
-from prunadag_optax.structure.groups import Structure, unknown_group
+from prunadag_optax.structure.groups import (
+    Structure,
+    checked_structure,
+    unknown_group,
+)
 from prunadag_optax.structure.trees import _match, not_traced
 
 Score = str | Callable[[Any], Any]
@@ -53,6 +57,7 @@ def scores(
     >>> structure.scores(s, params)["hidden"].round(2).tolist()
     [3.54, 0.71]
     """
+    checked_structure(structure)
     sizes = {group.name: group.size for group in structure.groups}
     if score == "random":
         if key is None:
@@ -162,6 +167,11 @@ def select(
     checks.integer("least", least, least=1)
     ranked = _checked_scores(structure, scores)
     if count is not None:
+        if not isinstance(count, Mapping):
+            raise TypeError(
+                "count must map a group's name to the number of its units that stay; "
+                f"got {count!r}."
+            )
         return _by_count(structure, ranked, count, least, round_to)
     order = _order(ranked, per_group, round_to, least)
     if density is not None:
@@ -186,11 +196,12 @@ def select(
 def _checked_scores(
     structure: Structure, scores: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
+    checked_structure(structure)
     sizes = {group.name: group.size for group in structure.groups}
-    if not isinstance(scores, Mapping):
+    if not isinstance(scores, Mapping) or not scores:
         raise TypeError(
             "scores must be a mapping from a group's name to an array, such as "
-            f"`structure.scores` returns; got a {type(scores).__name__}."
+            f"`structure.scores` returns, and not empty; got a {type(scores).__name__}."
         )
     ranked = {}
     for name, values in scores.items():

@@ -94,7 +94,7 @@ def cost(structure: Structure, keep: Keep | None = None) -> Cost:
     >>> structure.cost(s)
     Cost(params=40, flops=80.0, units={'in': (5.0, 10.0)})
     """
-    kept = checked_keep(structure, keep or {})
+    kept = checked_keep(structure, {} if keep is None else keep)
     costs = costs_of(structure)
     now = costs(kept)
     units = {}

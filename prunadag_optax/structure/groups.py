@@ -231,6 +231,7 @@ Member('out', axis=0, width=1)), flags=()),)
             f"module's `module.apply`; got a {type(apply).__name__}."
         )
     variables, inputs = jax.tree.map(_struct, (variables, inputs))
+    freeze = freeze if isinstance(freeze, str) else tuple(freeze)
     values, flat, output = program.trace(apply, variables, *inputs)
     tracer = Tracer(values)
     paths = paths_of(variables)
@@ -300,26 +301,35 @@ def declare(
     paths = paths_of(variables)
     structs = dict(zip(paths, map(_struct, jax.tree.leaves(variables)), strict=True))
     bare = Structure((), (), {}, structs)
-    reading = {_joined(path) for path in reads}
+    if not isinstance(groups, Mapping):
+        raise TypeError(
+            'groups must be a mapping, {"hidden": {"Dense_0/kernel": 1, ...}}; got a '
+            f"{type(groups).__name__}."
+        )
+    reading = {checked_path(bare, path, "reads") for path in reads}
     taken: dict[tuple[str, int], str] = {}
     made = []
     for name, axes in groups.items():
         members = []
+        if not isinstance(axes, Mapping) or not axes:
+            raise ValueError(
+                f"groups[{name!r}] must map the path of each member to its axis, "
+                f'{{"Dense_0/kernel": 1, ...}}; got {axes!r}.'
+            )
         for given, axis in axes.items():
-            path = checked_path(bare, _joined(given))
+            path = checked_path(bare, given, f"groups[{name!r}]")
             rank = len(structs[path].shape)
-            if not isinstance(axis, int) or not -rank <= axis < rank:
+            is_axis = isinstance(axis, int) and not isinstance(axis, bool)
+            if not is_axis or not -rank <= axis < rank:
                 raise ValueError(
                     f"groups[{name!r}][{path!r}] must be one of the leaf's {rank} "
-                    "axes; got "
-                    f"{axis!r}."
+                    f"axes; got {axis!r}."
                 )
             axis %= rank
             if (path, axis) in taken:
                 raise ValueError(
                     f"groups: axis {axis} of {path!r} is in {taken[path, axis]!r} and "
-                    "in "
-                    f"{name!r}; an axis can be declared once."
+                    f"in {name!r}; an axis can be declared once."
                 )
             taken[path, axis] = name
             positions = np.arange(structs[path].shape[axis])[:, None]
@@ -328,8 +338,7 @@ def declare(
         if len(set(sizes.values())) != 1:
             raise ValueError(
                 f"groups[{name!r}]: all members must have one size, the number of "
-                "units; got "
-                f"{sizes}."
+                f"units; got {sizes}."
             )
         made.append(Group(name, len(members[0].positions), tuple(members)))
     frozen = tuple(
@@ -348,20 +357,32 @@ def paths_of(tree: Any) -> list[str]:
     ]
 
 
-def checked_path(structure: Structure, path: Any) -> str:
+def checked_structure(structure: Any) -> None:
+    """Raises a TypeError unless the argument `structure` is one."""
+    if not isinstance(structure, Structure):
+        raise TypeError(
+            f"structure must be a Structure; got a {type(structure).__name__}. "
+            "structure.trace(apply, variables, *inputs) makes one."
+        )
+
+
+def checked_path(structure: Structure, path: Any, name: str = "path") -> str:
     """A path of a structure.
 
     Raises:
-      ValueError: with some of the paths if there is no such leaf.
+      ValueError: with the argument's name and some of the paths if there is no such
+        leaf.
     """
-    path = _joined(path)
+    path = _joined(path) if isinstance(path, tuple) else path
     # As JAX writes the path of an nnx.Variable.
-    unboxed = path.removesuffix("/value")
+    unboxed = str(path).removesuffix("/value")
     if path not in structure.shapes and unboxed in structure.shapes:
         return unboxed
     if path not in structure.shapes:
         some = ", ".join(map(repr, list(structure.shapes)[:3]))
-        raise ValueError(f"There is no leaf {path!r}; the first paths are {some}.")
+        raise ValueError(
+            f"{name}: there is no leaf {path!r}; the first paths are {some}."
+        )
     return path
 
 
@@ -401,10 +422,19 @@ def _freeze_given(
     freeze: Iterable[Any],
 ) -> None:
     known = Structure((), (), {}, structs)
+    if isinstance(freeze, str):
+        raise ValueError(
+            f"freeze must be a list of paths or of pairs (path, axis), such as "
+            f"[{freeze!r}]; got the string {freeze!r}."
+        )
     for entry in freeze:
         is_pair = isinstance(entry, tuple) and isinstance(entry[-1], int)
-        path = checked_path(known, entry[0] if is_pair else entry)
+        path = checked_path(known, entry[0] if is_pair else entry, "freeze")
         axes = tracer.axes[numbers[path]]
+        if is_pair and not -len(axes) <= entry[1] < len(axes):
+            raise ValueError(
+                f"freeze: {path!r} has {len(axes)} axes; there is no axis {entry[1]}."
+            )
         for axis in [axes[entry[1]]] if is_pair else axes:
             tracer.freeze(axis, "is listed in freeze")
 
@@ -425,7 +455,9 @@ def _end(
         )
         tied = {index: path for path, index in dict(state(marked)).items()}
         known = Structure((), (), {}, structs)
-        tied = {index: checked_path(known, path) for index, path in tied.items()}
+        tied = {
+            index: checked_path(known, path, "state") for index, path in tied.items()
+        }
     for index, axes in enumerate(outputs):
         if index in tied:
             variable = tracer.axes[numbers[tied[index]]]
@@ -592,12 +624,13 @@ def _frozen(
             entries.append(
                 Frozen(path, index, int(fixed.sum()), size, sentence(reason))
             )
-        lonely = np.isin(ids, alone)
-        if lonely.any():
+        atoms, positions = tracer.labels.expand(ids)
+        lonely = np.unique(positions[np.isin(atoms, alone)])
+        if lonely.size:
             text = (
                 "Each of these is a group with a single unit, which cannot be removed."
             )
-            entries.append(Frozen(path, index, int(lonely.sum()), size, text))
+            entries.append(Frozen(path, index, lonely.size, size, text))
     return tuple(entries)
 
 

@@ -94,7 +94,9 @@ class Program:
         self.inputs = tuple(values.new(var.aval) for var in closed.jaxpr.invars)
         self.outputs = self._inline(closed, self.inputs)
 
-    def _inline(self, closed: Any, inputs: Sequence[int]) -> tuple[int, ...]:
+    def _inline(
+        self, closed: Any, inputs: Sequence[int], source: Any = None
+    ) -> tuple[int, ...]:
         jaxpr, constants = (
             getattr(closed, "jaxpr", closed),
             getattr(closed, "consts", ()),
@@ -110,19 +112,26 @@ class Program:
 
         for equation in jaxpr.eqns:
             read = tuple(map(number, equation.invars))
-            env.update(zip(equation.outvars, self._add(equation, read), strict=True))
+            env.update(
+                zip(equation.outvars, self._add(equation, read, source), strict=True)
+            )
         return tuple(map(number, jaxpr.outvars))
 
-    def _add(self, equation: Any, inputs: tuple[int, ...]) -> tuple[int, ...]:
+    def _add(
+        self, equation: Any, inputs: tuple[int, ...], source: Any
+    ) -> tuple[int, ...]:
         name = equation.primitive.name
+        # What JAX's own functions are made of may not know the user's line.
+        if source is None or own_line(equation.source_info) is not None:
+            source = equation.source_info
         bodies = tuple(_BODIES.get(name, lambda params: ())(equation.params))
         if name in (JVP, VJP):
             rule = _rule(equation) if self._with_rules else None
             if rule is None:
-                return self._inline(_called(equation.params), inputs)
+                return self._inline(_called(equation.params), inputs, source)
             bodies = (_called(equation.params), rule)
         elif name in _GROUPING:
-            return self._inline(_called(equation.params), inputs)
+            return self._inline(_called(equation.params), inputs, source)
         outputs = tuple(self._values.new(var.aval) for var in equation.outvars)
         is_rule = name in (JVP, VJP)
         self.equations.append(
@@ -137,7 +146,7 @@ class Program:
                     )
                     for k, body in enumerate(bodies)
                 ),
-                equation.source_info,
+                source,
             )
         )
         return outputs
@@ -192,11 +201,17 @@ def where(source: Any) -> str:
       one.
     """
     frames = source_info_util.summarize(source, num_frames=60).splitlines()[::-1]
-    own = [frame for frame in frames if "-packages" not in frame]
-    frame = next(iter(own or frames), "an unknown line")
+    frame = own_line(source) or next(iter(frames), "an unknown line")
     place, _, function = frame.partition(" ")
     file, *numbers = place.rsplit("/", 1)[-1].split(":")
     return f"{':'.join([file, *numbers[:1]])} {function}".strip()
+
+
+def own_line(source: Any) -> str | None:
+    """The innermost line outside installed packages, or None."""
+    frames = source_info_util.summarize(source, num_frames=60).splitlines()[::-1]
+    own = (frame for frame in frames if "-packages" not in frame and ":" in frame)
+    return next(own, None)
 
 
 def _called(params: dict[str, Any]) -> Any:

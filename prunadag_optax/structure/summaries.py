@@ -40,7 +40,7 @@ def summary(structure: Structure, keep: Keep | None = None) -> Units:
     hidden      8     4       5
     model       8     4      20
     """
-    kept = checked_keep(structure, keep or {})
+    kept = checked_keep(structure, {} if keep is None else keep)
     whole = cost(structure, kept)
     left = [
         int(np.sum(kept.get(group.name, np.ones(group.size, bool))))

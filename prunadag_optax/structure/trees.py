@@ -17,6 +17,7 @@ from prunadag_optax.structure.groups import (
     Structure,
     Traced,
     checked_path,
+    checked_structure,
     paths_of,
     unknown_group,
 )
@@ -38,6 +39,7 @@ def checked_keep(structure: Structure, keep: Keep) -> dict[str, np.ndarray]:
       TypeError, ValueError: if a name, a dtype or a size is wrong, or a group would be
         empty.
     """
+    checked_structure(structure)
     if not isinstance(keep, Mapping):
         raise TypeError(
             "keep must be a mapping from a group's name to a bool array, such as "
@@ -75,6 +77,7 @@ def not_traced(structure: Structure, function: str) -> Traced:
     Raises:
       ValueError: if it was declared.
     """
+    checked_structure(structure)
     if structure.traced is None:
         raise ValueError(
             f"structure.{function} needs the model's program, and this structure was "
@@ -486,17 +489,19 @@ def load_keep(path: str | pathlib.Path, structure: Structure) -> dict[str, np.nd
     Raises:
       ValueError: if the file is not one of `save_keep`, or of another model.
     """
+    checked_structure(structure)
     try:
         read = json.loads(pathlib.Path(path).read_text())["keep"]
-        keep = {
-            name: np.unpackbits(
-                np.frombuffer(base64.b64decode(entry["bits"], validate=True), np.uint8),
-                count=int(entry["size"]),
-            ).astype(bool)
-            for name, entry in read.items()
-        }
+        keep = {name: _unpacked(entry) for name, entry in read.items()}
     except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a file of structure.save_keep: {error!r}"
         ) from None
     return checked_keep(structure, keep)
+
+
+def _unpacked(entry: Any) -> np.ndarray:
+    size, bits = int(entry["size"]), base64.b64decode(entry["bits"], validate=True)
+    if size < 1 or len(bits) != -(-size // 8):
+        raise ValueError(f"{len(bits)} bytes do not hold {size} bits")
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=size).astype(bool)
