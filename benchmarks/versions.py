@@ -9,6 +9,8 @@ turns.
   relative, and the components that the versions put into different classes.
 * `--cost`: the time of a jitted, donated step at 10^7 parameters, flat and in 150
   leaves, and the time to compile it.
+* `--cost-of-bases`: the time of four such steps of `pruning_aware(optax.adam(...))`,
+  over that of the `prunadag_w` of a version that had it, with Adam written out inside.
 """
 
 import argparse
@@ -30,6 +32,11 @@ from benchmarks import timing
 
 VARIANTS = ("v1", "v2", "v3", "v4", "relevant_only")
 SCOPES = ("global", "leaf")
+# A constant, and four densities in turn.
+DENSITIES = {
+    "0.1": lambda count: jnp.full((), 0.1),
+    "cycle": lambda count: jnp.array([1, 0.1, 0.05, 0.02])[count % 4],
+}
 NAME = "prunadag_optax"
 
 
@@ -191,6 +198,47 @@ def _step(tx, tree, gradients, compilations):
     return run, float(np.median(seconds))
 
 
+def cost_of_bases(
+    before: ModuleType, now: ModuleType, size: int, repeats: int
+) -> list[dict[str, Any]]:
+    """The time of four steps with Adam as the base, over that of Adam written out."""
+    rows = []
+    evaluate = {"params": "params", "pruned": "relevant"}
+    settings = itertools.product(DENSITIES, evaluate, SCOPES)
+    cases = itertools.product(trees(size, 0, "float32").items(), settings)
+    for (name, tree), (density, at, scope) in cases:
+        if name == "flat" and scope == "leaf":
+            continue
+        g = jax.tree.map(jnp.asarray, noise(tree, 1))
+        own = {"where": lambda path, x: x.ndim > 1 or x.size == size, "scope": scope}
+        runs = {
+            "before": before.prunadag_w(
+                1e-3, DENSITIES[density], evaluate=evaluate[at], **own
+            )
+        }
+        for score in ("magnitude", "lamp"):
+            runs[score] = now.pruning_aware(
+                optax.adam(1e-3), DENSITIES[density], score=score, gradient_at=at, **own
+            )
+        calls = {k: _step(tx, tree, [g], 1)[0] for k, tx in runs.items()}
+        # All four densities: the steps of one are not those of another.
+        times = timing.interleave(
+            {k: lambda run=run: [run() for _ in range(4)] for k, run in calls.items()},
+            repeats,
+        )
+        rows.append(
+            {"tree": name, "density": density, "gradient_at": at, "scope": scope}
+            | {"before ms": round(float(np.median(times["before"])) / 4, 1)}
+            | {
+                f"{k} / before": round(timing.paired_ratio(v, times["before"]), 3)
+                for k, v in times.items()
+                if k != "before"
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(
@@ -199,6 +247,7 @@ def main() -> None:
     parser.add_argument("--before", type=pathlib.Path, required=True)
     parser.add_argument("--equal", action="store_true")
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--cost-of-bases", action="store_true")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--size", type=float, default=1e7)
     parser.add_argument("--repeats", type=int, default=15)
@@ -213,6 +262,8 @@ def main() -> None:
         cost(
             before, now, int(arguments.size), arguments.repeats, arguments.compilations
         )
+    if arguments.cost_of_bases:
+        cost_of_bases(before, now, int(arguments.size), arguments.repeats)
 
 
 if __name__ == "__main__":

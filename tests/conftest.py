@@ -42,10 +42,20 @@ OPTIMISED = {
 # These take a minute or more.
 LONG = {
     "test_algorithm",
+    "test_article",
     "test_distributed",
     "test_hard_thresholding",
+    "test_linen",
+    "test_models",
     "test_notebooks",
+    "test_one_set",
+    "test_optax_suites",
+    "test_properties",
     "test_proximal",
+    "test_pruning_aware",
+    "test_readme",
+    "test_reload",
+    "test_small",
     "test_sweep",
 }
 
