@@ -127,6 +127,8 @@ def pruning_curve(
     _check_function("metric_fn", metric_fn, "pruning_curve(metric_fn, params, ...)")
     chosen = _check_sparsities(sparsities)
     rows = []
+    if recalibrate is not None:
+        checks.function("recalibrate", recalibrate, "pruned params", "sparsity")
     for sparsity in with_progress(chosen, "pruning curve", progress):
         pruned, _ = masks.prune(
             params, sparsity, scope=scope, where=where, score=score, opt_state=opt_state
@@ -135,11 +137,17 @@ def pruning_curve(
             pruned = recalibrate(pruned, sparsity)
         result = metric_fn(pruned)
         named = result if isinstance(result, Mapping) else {"metric": result}
+        if not named or (rows and named.keys() != rows[0].keys()):
+            before = f" after {list(rows[0])!r:.80}" if rows else ""
+            raise ValueError(
+                "metric_fn must return a scalar, or a mapping of the same names to "
+                f"scalars each time; got {list(named)!r:.80}{before}."
+            )
         for name, value in named.items():
-            if value is None or np.size(value) != 1:
-                got = value if value is None else f"shape {np.shape(value)}"
+            if checks.dtype_of(value) is None or np.size(value) != 1:
+                got = f"shape {np.shape(value)}" if np.ndim(value) else repr(value)
                 raise ValueError(
-                    f"metric_fn must return scalars; got {got} for {name!r}."
+                    f"metric_fn must return scalars; got {got:.80} for {name!r}."
                 )
         rows.append({name: np.asarray(v).item() for name, v in named.items()})
     return PruningCurve(
@@ -195,6 +203,12 @@ def pruning_error(
     _check_function("loss_fn", loss_fn, "pruning_error(loss_fn, params, ...)")
     checks.parameters("params", params)
     chosen = _check_sparsities(sparsities)
+    value = jax.eval_shape(loss_fn, params)
+    if not isinstance(value, jax.ShapeDtypeStruct) or value.shape:
+        got = checks.shown(value)
+        if isinstance(value, jax.ShapeDtypeStruct):
+            got = f"shape {value.shape}"
+        raise ValueError(f"loss_fn must return a scalar; got {got}.")
     value_and_grad = jax.jit(jax.value_and_grad(loss_fn))
     dense, _ = value_and_grad(params)
     rho, omega = [], []
@@ -249,6 +263,13 @@ def summary(
       ['w']  (2, 2)     4     2    0.5000
       total             6     4    0.3333
     """
+    checks.parameters("params", params)
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in settings:
+        if name not in known:
+            raise TypeError(
+                f"{name} must be an argument of prunadag, one of {', '.join(known)}."
+            )
     if (gradients is None) != (state is None):
         names = ["gradients", "state"]
         given, missing = names if state is None else reversed(names)
@@ -311,15 +332,11 @@ def _check_function(name: str, value: Any, call: str) -> None:
             f"{name} must be a function of the parameters, as in {call}; got "
             f"{checks.shown(value)}."
         )
+    checks.takes(name, value, "params")
 
 
 def _check_sparsities(sparsities: Iterable[float]) -> list[float]:
-    if isinstance(sparsities, str | Mapping) or not np.iterable(sparsities):
-        raise ValueError(
-            "sparsities must be a list of numbers, such as [0.5, 0.9]; got "
-            f"{checks.shown(sparsities)}."
-        )
-    chosen = list(sparsities)
+    chosen = checks.sequence("sparsities", sparsities, "[0.5, 0.9]")
     if not chosen:
         raise ValueError("sparsities must hold at least one value; got none.")
     for sparsity in chosen:

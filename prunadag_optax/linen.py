@@ -98,12 +98,16 @@ class PruningTrainState(train_state.TrainState):
 
         Returns:
           The state after the step.
+
+        Raises:
+          ValueError: if `grads` are not like `params`.
         """
         fields = {
             k: extra.pop(k) for k in list(extra) if k in self.__dataclass_fields__
         }
         overwritten = _has_overwritten(grads)
         trained_grads = grads["params"] if overwritten else grads
+        checks.same_trees("grads", trained_grads, "params", self._trained)
         if self.masks is not None:
             trained_grads = masks_lib.apply_mask(trained_grads, self.masks)
         tx = self.tx
@@ -401,6 +405,8 @@ def fine_tune(
     _check_state(state)
     if state.masks is None:
         raise ValueError("state has no masks; call state.prune(sparsity) first.")
+    checks.function("loss_fn", loss_fn, "params", "batch")
+    checks.batches(batches)
 
     @jax.jit
     def step(state, batch):

@@ -122,7 +122,7 @@ def _mask(
     if previous is not None:
         checks.mask(previous, params)
     scores = _scores(params, parts, score)
-    alone = _alone(opt_state, parts)
+    alone = _alone(opt_state, params, parts)
     if alone is None:
         return exact.mask_of_parts(
             params, parts, lambda group, size: pruned(size), previous, scores
@@ -130,10 +130,11 @@ def _mask(
     return _each_or_together(params, parts, pruned, previous, scores, alone)
 
 
-def _alone(opt_state: Any, parts: Parts) -> jax.Array | None:
+def _alone(opt_state: Any, params: Any, parts: Parts) -> jax.Array | None:
     """Which leaves `pruning_aware` ranks on their own; None: none."""
     if opt_state is None or not parts.together:
         return None
+    checks.opt_state(opt_state, params)
     opt_state = getattr(opt_state, "opt_state", opt_state)  # nnx.Optimizer
     for kind in (PruningAwareState, GradientAtPrunedState):
         for state in find_states(opt_state, kind):
@@ -197,8 +198,14 @@ def _scores(params: optax.Params, parts: Parts, score: Score) -> Any:
         if score == "magnitude" or not parts.together:
             return None
         return parts.map(lamp_scores, params, otherwise=params)
-    scores = score(params) if checks.is_function(score) else score
+    scores = score
+    if checks.is_function(score):
+        checks.takes("score", score, "params")
+        scores = score(params)
     checks.same_trees("score", scores, "params", params)
+    paths_leaves = jax.tree_util.tree_leaves_with_path(scores)
+    for i, *_ in parts.leaves:
+        checks.real_leaf("score", *paths_leaves[i])
     return scores
 
 
@@ -343,12 +350,21 @@ def sparsity(mask_or_params: Any) -> jax.Array:
     Returns:
       float32 scalar in [0, 1]; 0 for a tree without components.
 
+    Raises:
+      ValueError: for a model or a state, or a leaf that is neither bool nor a real
+        float.
+
     Examples:
       >>> import jax.numpy as jnp
       >>> from prunadag_optax import masks
       >>> float(masks.sparsity(jnp.array([0.0, 1.0, 0.0, 2.0])))
       0.5
     """
+    if mask_or_params is not None:
+        checks.parameters("mask_or_params", mask_or_params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mask_or_params):
+        if checks.dtype_of(leaf) != jnp.bool_:
+            checks.real_leaf("mask_or_params", path, leaf)
     return _share_of_zeros(
         [jnp.asarray(leaf) for leaf in jax.tree.leaves(mask_or_params)]
     )
@@ -583,6 +599,12 @@ def mask_on_schedule(
     def new() -> Any:
         # Not 1 - density, which rounds: 0.1 of 1000 is 100 in float32 too.
         share = working(value_at(density, count))
+        known = share
+        if isinstance(share, Tracer) and callable(density):
+            known = checks.at_start("density", density)
+        if not (known is None or isinstance(known, Tracer)):
+            # To a thousandth: rounding may carry a schedule past 1.
+            checks.scalar("density", round(float(known), 3), least=0, most=1)
         return _mask(
             params,
             lambda n: n - counts.target_count(share, n),
@@ -665,6 +687,7 @@ def keep_pruned(
         del extra_args
         if params is None:
             raise ValueError(checks.NO_PARAMS_MSG)
+        checks.same_trees("updates", updates, "params", params)
         held = _map(
             lambda keep, u, x: u if keep is None else jnp.where(keep, u, -x),
             state.mask,
@@ -700,4 +723,5 @@ def finalise(params: optax.Params, mask: Any) -> Any:
       >>> masks.finalise(once, mask).tolist()
       [1.0, 0.0]
     """
+    checks.parameters("params", params)
     return apply_mask(jax.tree.map(jnp.asarray, params), mask)

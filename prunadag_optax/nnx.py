@@ -84,6 +84,7 @@ class PruningMasks(nnx.Pytree):
         Raises:
           ValueError: if the masks do not fit the model.
         """
+        _check_model(model)
         nnx.update(model, masks_lib.apply_mask(self._params(model), self.tree()))
         if optimizer is not None:
             state, params = _loop(optimizer, model)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prunadag_optax._common import checks
+
 if TYPE_CHECKING:
     from prunadag_optax.evaluation import PruningCurve, PruningError, Summary
     from prunadag_optax.structure import Units
@@ -18,6 +20,10 @@ _MARKERS = "osD^vP*X<>"
 
 def _new_axes(ax: Any) -> Any:
     if ax is not None:
+        if not hasattr(ax, "plot"):
+            raise ValueError(
+                f"ax must be matplotlib axes or None; got {checks.shown(ax)}."
+            )
         return ax
     try:
         import matplotlib.pyplot as plt
@@ -28,12 +34,37 @@ def _new_axes(ax: Any) -> Any:
     return plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
 
 
-def _named(records: Any) -> dict[str, Any]:
-    return dict(records) if isinstance(records, Mapping) else {"": records}
+def _named(name: str, records: Any, kind: str, *fields: str) -> dict[str, Any]:
+    """The records by label, checked to have the fields of their kind."""
+    named = dict(records) if isinstance(records, Mapping) else {"": records}
+    wrong = [x for x in named.values() if not all(hasattr(x, f) for f in fields)]
+    if wrong or not named:
+        got = checks.shown(wrong[0]) if wrong else "none"
+        raise ValueError(
+            f"{name} must be a {kind} or a mapping of labels to them, at least one; "
+            f"got {got}."
+        )
+    return named
+
+
+def _columns(name: str, table: Any, source: str, *needed: str) -> Any:
+    """The columns of a table, checked to be that of its function."""
+    columns = getattr(table, "columns", {})
+    if not all(column in columns for column in needed):
+        raise ValueError(
+            f"{name} must be what {source} returns; got {checks.shown(table)}."
+        )
+    return columns
 
 
 def _draw(ax: Any, i: int, label: str, sparsities: Any, values: Any) -> None:
     """The i-th line, from low to high sparsity, whatever the order of evaluation."""
+    if np.shape(sparsities) != np.shape(values):
+        raise ValueError(
+            "sparsities must be as many as there are values; got "
+            f"{np.shape(sparsities)} and {np.shape(values)}"
+            + (f" for {label!r}." if label else ".")
+        )
     order = np.argsort(sparsities)
     ax.plot(
         100 * np.asarray(sparsities)[order],
@@ -69,7 +100,7 @@ def plot_curves(
       The axes, sparsity in percent along x.
 
     Raises:
-      ValueError: if a curve lacks `metric`.
+      ValueError: if a curve lacks `metric`, or if there is no curve.
       ImportError: if matplotlib is not installed.
 
     Examples:
@@ -80,8 +111,10 @@ def plot_curves(
       >>> ax.get_ylabel()
       'accuracy'
     """
+    named = _named("curves", curves, "PruningCurve", "sparsities", "values")
+    if not all(curve.values for curve in named.values()):
+        raise ValueError("curves must have at least one metric each; got one of none.")
     ax = _new_axes(ax)
-    named = _named(curves)
     ylabel = metric
     for i, (label, curve) in enumerate(named.items()):
         name = metric or next(iter(curve.values))
@@ -115,7 +148,8 @@ def plot_errors(
       The axes, sparsity in percent along x.
 
     Raises:
-      ValueError: for another `measure`.
+      ValueError: for another `measure`, or if there is no error, or one with another
+        number of values than `sparsities`.
       ImportError: if matplotlib is not installed.
 
     Examples:
@@ -132,8 +166,8 @@ def plot_errors(
     }
     if measure not in labels:
         raise ValueError(f"measure must be 'rho' or 'omega'; got {measure!r}.")
+    named = _named("errors", errors, "PruningError", "rho", "omega")
     ax = _new_axes(ax)
-    named = _named(errors)
     for i, (label, error) in enumerate(named.items()):
         _draw(ax, i, label, sparsities, getattr(error, measure))
     ax.set_yscale("log")
@@ -161,13 +195,14 @@ def plot_summary(summary: "Summary", *, ax: Any = None) -> Any:
       >>> [float(bar.get_width()) for bar in plotting.plot_summary(table).patches]
       [50.0]
     """
+    columns = _columns("summary", summary, "evaluation.summary", "leaf", "sparsity")
     ax = _new_axes(ax)
-    leaves = summary.columns["leaf"][:-1]
+    leaves = columns["leaf"][:-1]
     rows = np.arange(len(leaves))
-    kept = 100 * (1 - np.asarray(summary.columns["sparsity"][:-1]))
+    kept = 100 * (1 - np.asarray(columns["sparsity"][:-1]))
     ax.barh(rows, kept, height=0.6, color="tab:blue", alpha=0.7, label="kept")
-    if "optimisable" in summary.columns:
-        share = 100 * np.asarray(summary.columns["optimisable"][:-1])
+    if "optimisable" in columns:
+        share = 100 * np.asarray(columns["optimisable"][:-1])
         ax.plot(share, rows, "k|", markersize=12, label="optimisable")
     ax.set_yticks(rows, leaves, fontsize="small")
     ax.invert_yaxis()
@@ -197,12 +232,14 @@ def plot_units(units: "Units", *, ax: Any = None) -> Any:
       >>> [float(bar.get_width()) for bar in plotting.plot_units(units).patches]
       [4.0, 3.0]
     """
+    needed = "group", "units", "kept"
+    columns = _columns("units", units, "structure.summary", *needed)
     ax = _new_axes(ax)
-    rows = np.arange(len(units.columns["group"]) - 1)
-    full, kept = (units.columns[name][:-1] for name in ("units", "kept"))
+    rows = np.arange(len(columns["group"]) - 1)
+    full, kept = (columns[name][:-1] for name in ("units", "kept"))
     ax.barh(rows, full, height=0.6, color="tab:gray", alpha=0.3, label="full model")
     bars = ax.barh(rows, kept, height=0.6, color="tab:blue", alpha=0.7, label="kept")
     ax.bar_label(bars, padding=3, fontsize="small")
-    ax.set_yticks(rows, units.columns["group"][:-1], fontsize="small")
+    ax.set_yticks(rows, columns["group"][:-1], fontsize="small")
     ax.invert_yaxis()
     return _finish(ax, ["full model", "kept"], "units")

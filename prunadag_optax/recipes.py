@@ -15,6 +15,7 @@ figures behind the settings are in benchmarks/results/recipe.md and networks.md.
 Under `optax.inject_hyperparams` name `total_steps` and `dense_share` in `static_args`.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -91,6 +92,7 @@ def _kind_of(base: Base, learning_rate: Any) -> _Kind:
                 "targeted(total_steps, sparsity=0.9, base=optax.lion, "
                 "learning_rate=1e-4)."
             )
+        checks.takes("base", base, "learning_rate")
         kind = _Kind(lambda rate, decay, where: base(rate), learning_rate, 0.0, 0.0)
     else:
         raise ValueError(
@@ -260,6 +262,9 @@ def any_sparsity(
     _check_length(total_steps, begin, end)
     if densities is None:
         densities = schedules.density_cycle(dense_share)
+    densities = checks.sequence("densities", densities, "(1.0, 0.1)")
+    for density in densities:
+        checks.scalar("densities", density, above=0, most=1)
     least = schedules.cubic_density(
         min(densities, default=1.0), begin=begin * total_steps, end=end * total_steps
     )
@@ -347,24 +352,32 @@ def ladder(
       >>> [(m.step, [round(x, 2) for x in m.params.tolist()]) for m in members]
       [(240, [2.0, 0.0, -3.0, 0.0]), (600, [0.0, 0.0, -3.0, 0.0])]
     """
+    checks.function("gradient", gradient, *_arguments(aux))
+    checks.parameters("params", params)
+    checks.batches(batches)
+    sparsities = checks.sequence("sparsities", sparsities, "(0.9, 0.95)")
+    for sparsity in sparsities:
+        checks.scalar("sparsities", sparsity, above=0, below=1)
+    if any(a >= b for a, b in itertools.pairwise(sparsities)):
+        raise ValueError(f"sparsities must rise; got {tuple(sparsities)!r:.80}.")
+    checks.integer("total_steps", total_steps, least=max(len(sparsities), 1))
     if parts is None:
         later = len(sparsities) - 1
         parts = [0.4] + [0.6 / later] * later if later else [1.0]
+    parts = checks.sequence("parts", parts, "(0.4, 0.6)")
     if len(parts) != len(sparsities):
         raise ValueError(
             f"parts must have one entry for each of the {len(sparsities)} sparsities; "
             f"got {parts!r}."
         )
-    for sparsity in sparsities:
-        checks.scalar("sparsities", sparsity, above=0, below=1)
     ends, done = [], 0.0
     for part in parts:
         checks.scalar("parts", part, above=0, most=1)
         done += part
         ends.append(round(total_steps * done / sum(parts)))
-    checks.integer("total_steps", total_steps, least=len(sparsities))
     density = schedules.staircase_density([1 - s for s in sparsities], ends=ends)
     kind = _kind_of(base, learning_rate)
+    checks.scalar("learning_rate", kind.learning_rate, least=0)
     tx = pruning_aware(
         kind.make(_restarts(kind.learning_rate, ends), 0.0, where),
         density,
@@ -408,6 +421,11 @@ def ladder(
             begin = end
 
     return members()
+
+
+def _arguments(aux: Any) -> tuple[str, ...]:
+    """What the argument `gradient` of `ladder` is called with."""
+    return ("params", "batch") if aux is None else ("params", "aux", "batch")
 
 
 def _restarts(learning_rate: chex.Numeric, ends: Sequence[int]) -> optax.Schedule:

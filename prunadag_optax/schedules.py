@@ -51,6 +51,9 @@ def density_cycle(
             "optax.inject_hyperparams name it: static_args=('dense_share', ...)."
         )
     checks.scalar("dense_share", dense_share, least=0, below=1)
+    turns = checks.sequence("turns", turns, "(0.1, 0.05)")
+    for turn in turns:
+        checks.scalar("turns", turn, above=0, most=1)
     number = len(turns)
     dense = round(number * dense_share / (1 - dense_share))
     cycle: list[float] = []
@@ -156,10 +159,12 @@ def cyclic_density(
       >>> [round(float(density(step)), 2) for step in range(4)]
       [1.0, 0.1, 0.01, 1.0]
     """
-    if not len(densities):
+    densities = checks.sequence("densities", densities, "(1.0, 0.1)")
+    if not densities:
         raise ValueError("densities must hold at least one in (0, 1]; got none.")
     for density in densities:
         checks.scalar("densities", density, above=0, most=1)
+    checks.scalar_or_schedule("least", least, least=0, most=1)
     shares = np.array(densities, np.float32)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
@@ -260,13 +265,17 @@ def stable_decay(
 
 def _begins_of_stages(finals: Sequence[float], ends: Sequence[int]) -> list[int]:
     """The steps at which stages begin; ValueError if the stages are not in order."""
-    if not len(finals) or len(finals) != len(ends):
+    finals = checks.sequence("finals", finals, "(0.5, 0.1)")
+    ends = checks.sequence("ends", ends, "(500, 1000)")
+    if not finals or len(finals) != len(ends):
         raise ValueError(
             f"finals and ends must have one entry for each stage; got {len(finals)} "
             f"and {len(ends)}."
         )
     for final in finals:
         checks.scalar("finals", final, above=0, most=1)
+    for end in ends:
+        checks.scalar("ends", end)
     begins = [0, *ends[:-1]]
     if any(begin >= end for begin, end in zip(begins, ends, strict=True)):
         raise ValueError(f"ends must rise from above 0; got {tuple(ends)!r}.")

@@ -1,8 +1,10 @@
 """Checks of arguments and trees: what was given, where, and what is allowed."""
 
+import inspect
 import math
 import numbers
 import operator
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -82,8 +84,116 @@ def scalar_or_schedule(name: str, value: Any, **limits: Any) -> None:
     Raises:
       ValueError: naming the argument, the value and what is allowed.
     """
-    if not callable(value):
+    if callable(value):
+        takes(name, value, "count")
+    else:
         scalar(name, value, **limits)
+
+
+def function(name: str, value: Any, *parameters: str) -> None:
+    """Raises a ValueError unless `value` is a function that takes these arguments.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what was given.
+      *parameters: what the function is called with, in words.
+
+    Raises:
+      ValueError: naming the argument, what was given and what is allowed.
+    """
+    if not is_function(value):
+        raise ValueError(
+            f"{name} must be a function ({', '.join(parameters)}) -> ...; got "
+            f"{shown(value)}."
+        )
+    takes(name, value, *parameters)
+
+
+def takes(name: str, value: Any, *parameters: str) -> None:
+    """Raises a ValueError where a function cannot be called with so many arguments.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a function.
+      *parameters: what it is called with, in words.
+
+    Raises:
+      ValueError: naming the argument, its signature and what it is called with.
+    """
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # some of those that are not written in Python
+        return
+    try:
+        signature.bind(*parameters)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be a function ({', '.join(parameters)}) -> ...; got one with "
+            f"the arguments {str(signature)[:80]}."
+        ) from error
+
+
+def sequence(name: str, value: Any, example: str) -> list[Any]:
+    """The entries of a sequence; a ValueError for what is none.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what was given.
+      example: what may be given, for the message.
+
+    Returns:
+      The entries.
+
+    Raises:
+      ValueError: naming the argument, what was given and the line to write.
+    """
+    unordered = isinstance(value, str | bytes | Mapping)
+    if unordered or not iterable(value):
+        raise ValueError(
+            f"{name} must be a list of numbers, such as {example}; got {shown(value)}."
+        )
+    return list(value)
+
+
+def iterable(value: Any) -> bool:
+    """Whether `value` can be gone through; an array without axes cannot."""
+    return isinstance(value, Iterable) and not is_scalar_array(value)
+
+
+def batches(value: Any) -> None:
+    """Raises a ValueError unless `value` is an iterable of batches.
+
+    Args:
+      value: the argument `batches`.
+
+    Raises:
+      ValueError: naming the value and what is allowed.
+    """
+    if not iterable(value):
+        raise ValueError(
+            "batches must be an iterable of batches, such as a list or a generator; "
+            f"got {shown(value)}."
+        )
+
+
+def key(name: str, value: Any) -> None:
+    """Raises a ValueError unless `value` is a key of `jax.random`.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what was given.
+
+    Raises:
+      ValueError: naming the argument, what was given and the line to write.
+    """
+    dtype = dtype_of(value)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    raw = dtype == np.uint32 and np.ndim(value) == 1
+    if not ((typed and np.ndim(value) == 0) or raw):
+        raise ValueError(
+            f"{name} must be a key of jax.random, such as jax.random.key(0); got "
+            f"{shown(value)}."
+        )
 
 
 def integer(name: str, value: Any, *, least: int) -> None:
@@ -184,10 +294,8 @@ def relevant(value: Any, size: int | None = None, name: str = "relevant") -> Non
     )
     if callable(value):
         # A schedule that counts but returns floats would be read as fractions above 1.
-        with jax.ensure_compile_time_eval():
-            first: Any = value(jnp.zeros([], jnp.int32))
-        if not isinstance(first, Tracer):
-            first = first if np.ndim(first) else np.asarray(first).item()
+        first = at_start(name, value)
+        if first is not None:
             try:
                 relevant(first, name=name)
             except ValueError:
@@ -210,6 +318,27 @@ def relevant(value: Any, size: int | None = None, name: str = "relevant") -> Non
             )
     elif not 0 < value <= 1:
         raise ValueError(f"{name} must be {allowed}; got {value!r}.")
+
+
+def at_start(name: str, schedule: Any) -> Any:
+    """What a schedule returns at step 0; None where that is traced.
+
+    Args:
+      name: the argument's name, for the message.
+      schedule: function count -> value.
+
+    Returns:
+      A Python number, or what else the schedule returns.
+
+    Raises:
+      ValueError: if it is no function of one argument.
+    """
+    takes(name, schedule, "count")
+    with jax.ensure_compile_time_eval():
+        first: Any = schedule(jnp.zeros([], jnp.int32))
+    if isinstance(first, Tracer):
+        return None
+    return np.asarray(first).item() if dtype_of(first) and not np.ndim(first) else first
 
 
 def transformation(name: str, value: Any) -> None:
@@ -243,6 +372,8 @@ def score(value: Any) -> None:
             "score must be 'magnitude', 'lamp' or a function params -> tree of scores; "
             f"got {value!r:.80}."
         )
+    if callable(value):
+        takes("score", value, "params")
 
 
 def scope(value: Any) -> None:
@@ -259,6 +390,8 @@ def scope(value: Any) -> None:
             "scope must be 'global', 'leaf' or a function (path, leaf) -> how many "
             f"leading axes stack layers; got {value!r:.80}."
         )
+    if callable(value):
+        takes("scope", value, "path", "leaf")
 
 
 def where(value: Any) -> None:
@@ -270,12 +403,14 @@ def where(value: Any) -> None:
     Raises:
       ValueError: naming the value and the line to write.
     """
-    if not is_function(value):
+    # nnx filters may be classes; a predicate is none.
+    if not is_function(value) or isinstance(value, type):
         name = value if isinstance(value, str) else "kernel"
         raise ValueError(
             "where must be a function (path, leaf) -> bool, such as "
             f"masks.named({name!r:.40}); got {shown(value)}."
         )
+    takes("where", value, "path", "leaf")
 
 
 def is_function(value: Any) -> bool:
@@ -317,6 +452,8 @@ def parameters(name: str, tree: Any) -> None:
     Raises:
       ValueError: naming what was given and the line to write.
     """
+    if tree is None:
+        raise ValueError(f"{name} must be a pytree of parameters; got None.")
     for cls in type(tree).__mro__:
         for (package, kind), instead in _INSTEAD.items():
             if cls.__name__ == kind and f"{cls.__module__}.".startswith(f"{package}."):
@@ -339,6 +476,67 @@ def parameters(name: str, tree: Any) -> None:
             )
 
 
+def opt_state(value: Any, params: Any) -> None:
+    """Raises a ValueError for what is no state of an optimizer.
+
+    Args:
+      value: the argument `opt_state`, or an `nnx.Optimizer`.
+      params: the parameters beside it.
+
+    Raises:
+      ValueError: naming what was given and the line to write.
+    """
+    got = None
+    if callable(getattr(value, "init", None)) and hasattr(value, "update"):
+        got = "the optimizer itself"
+    elif isinstance(value, str | numbers.Number) or is_function(value):
+        got = shown(value)
+    else:
+        own, others = jax.tree.leaves(value), jax.tree.leaves(params)
+        same = len(own) == len(others) and all(map(operator.is_, own, others))
+        got = "the parameters" if own and same else None
+    if got is not None:
+        raise ValueError(
+            f"opt_state must be an optimizer's state; got {got}. Take opt_state = "
+            "tx.init(params), or as it is after tx.update."
+        )
+
+
+def state_of(init: Any, state: Any, params: Any) -> None:
+    """Raises a ValueError unless a state is of the kind that `init` makes.
+
+    Args:
+      init: function params -> state.
+      state: what was given for the state.
+      params: pytree of arrays.
+
+    Raises:
+      ValueError: naming both kinds.
+    """
+    expected = type(jax.eval_shape(init, params)).__name__
+    if type(state).__name__ != expected:
+        raise ValueError(
+            f"state must be that of this optimizer, a {expected}; got {shown(state)}. "
+            "Write state = tx.init(params), then updates, state = tx.update(gradients, "
+            "state, params)."
+        )
+
+
+def dtype_of(leaf: Any) -> Any:
+    """The dtype of an array, a number or a shape with a dtype; None for what is none.
+
+    Args:
+      leaf: a leaf of a tree.
+
+    Returns:
+      The dtype or None.
+    """
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is not None and hasattr(leaf, "shape"):
+        return dtype
+    return jnp.result_type(leaf) if isinstance(leaf, numbers.Number) else None
+
+
 def real_leaf(name: str, path: tuple[Any, ...], leaf: Any) -> None:
     """Raises a ValueError if a leaf is complex, integer or boolean.
 
@@ -350,7 +548,12 @@ def real_leaf(name: str, path: tuple[Any, ...], leaf: Any) -> None:
     Raises:
       ValueError: naming the leaf, its dtype and what is allowed.
     """
-    dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
+    dtype = dtype_of(leaf)
+    if dtype is None:
+        raise ValueError(
+            f"{name}{jax.tree_util.keystr(path)} must be an array; got {shown(leaf)}. "
+            "Keep out of the optimizer and of pruning what is no parameter."
+        )
     if dtype.name not in FLOAT_DTYPES:
         raise ValueError(
             f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}; allowed are real "
@@ -468,11 +671,10 @@ def mask(mask: Any, params: optax.Params) -> None:
         if keep is None:
             continue
         name = f"mask{jax.tree_util.keystr(path)}"
-        if jnp.result_type(keep) != jnp.bool_:
-            raise ValueError(
-                f"{name} must be bool (True = keep) or None; got dtype "
-                f"{jnp.result_type(keep)}."
-            )
+        dtype = dtype_of(keep)
+        if dtype != jnp.bool_:
+            got = shown(keep) if dtype is None else f"dtype {dtype}"
+            raise ValueError(f"{name} must be bool (True = keep) or None; got {got}.")
         if jnp.shape(keep) != jnp.shape(part):
             raise ValueError(
                 f"{name} must have the shape {jnp.shape(part)} of its parameter; got "

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from prunadag_optax._common import checks
 
@@ -69,8 +71,8 @@ def prunable(path: tuple[Any, ...], leaf: Any) -> bool:
       >>> masks.prunable((), jnp.ones(3))
       True
     """
-    dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
-    if not jnp.issubdtype(dtype, jnp.floating):
+    dtype = checks.dtype_of(leaf)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         return False
     if all(is_box(key) for key in path):
         return True
@@ -185,10 +187,21 @@ def chosen(tree: Any, where: Where | None = None) -> list[bool]:
     checks.where(where)
     checks.parameters("params", tree)
     paths_leaves = jax.tree_util.tree_leaves_with_path(tree)
-    members = [bool(where(path, leaf)) for path, leaf in paths_leaves]
+    members = [_member(where, path, leaf) for path, leaf in paths_leaves]
     if paths_leaves and not any(members):
         raise ValueError(nothing_chosen(paths_leaves, where))
     return members
+
+
+def _member(where: Where, path: tuple[Any, ...], leaf: Any) -> bool:
+    member: Any = where(path, leaf)
+    if isinstance(member, Tracer) or np.size(member) > 1:
+        raise ValueError(
+            "where must return True or False for a leaf, by its path, shape or dtype; "
+            f"got {checks.shown(member)} for params{jax.tree_util.keystr(path)}. To "
+            "prune some weights of a leaf give the mask itself."
+        )
+    return bool(member)
 
 
 def ranked_together(

@@ -32,6 +32,7 @@ def checked(
     """
 
     def init_fn(params: optax.Params) -> Any:
+        checks.parameters("params", params)
         checks.real_leaves("params", params)
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params)):
             return jax.eval_shape(init, params)
@@ -48,10 +49,15 @@ def checked(
         checks.real_leaves("params", params)
         checks.real_leaves("updates", updates)
         checks.same_trees("updates", updates, "params", params)
-        if like_params is not None:
-            field = getattr(state, like_params)
-            checks.same_shapes(f"state.{like_params}", field, "params", params)
-        steps, state = update(updates, state, params, **extra_args)
+        try:
+            if like_params is not None:
+                field = getattr(state, like_params)
+                checks.same_shapes(f"state.{like_params}", field, "params", params)
+            steps, state = update(updates, state, params, **extra_args)
+        except (AttributeError, TypeError, ValueError):
+            # Asked only now: to know the kind of the state takes as long as `init`.
+            checks.state_of(init, state, params)
+            raise
         return cast_like(steps, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -234,7 +234,8 @@ def classify(
       The `Classification`.
 
     Raises:
-      ValueError: for an unknown `variant`, `relevance` or `scope`.
+      ValueError: for an unknown `variant`, `relevance` or `scope`, or for trees that
+        do not match.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -254,6 +255,8 @@ def classify(
     """
     checks.choice("scope", scope, ("global", "leaf"))
     checks.relevant(relevant)
+    for name, tree in (("gradients", gradients), ("weight", weight)):
+        checks.same_trees(name, tree, "params", params)
     score = checked_scores(relevance, gradients, params)
     treedef, by_leaf = jax.tree.structure(params), scope == "leaf"
     g, x, w, score = map(treedef.flatten_up_to, (gradients, params, weight, score))

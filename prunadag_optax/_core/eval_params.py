@@ -53,12 +53,6 @@ def eval_params(opt_state: optax.OptState, params: optax.Params) -> Any:
       >>> (x + updates).tolist(), eval_params(state, x + updates).tolist()
       ([0.0, -2.0], [1.0, -2.0])
     """
-    if callable(getattr(opt_state, "init", None)) and hasattr(opt_state, "update"):
-        raise ValueError(
-            "opt_state must be an optimizer's state; got the optimizer itself. Write "
-            "eval_params(opt_state, params) with opt_state = tx.init(params), or as it "
-            "is after tx.update."
-        )
     bare = params if isinstance(params, tuple | dict) else ()
     for state in filter(_is_state, jax.tree.leaves(bare, is_leaf=_is_state)):
         raise ValueError(
@@ -67,6 +61,7 @@ def eval_params(opt_state: optax.OptState, params: optax.Params) -> Any:
             "params), the state first."
         )
     checks.parameters("params", params)
+    checks.opt_state(opt_state, params)
     opt_state = getattr(opt_state, "opt_state", opt_state)  # nnx.Optimizer
     for kind in _COPIES:
         for state in find_states(opt_state, kind):

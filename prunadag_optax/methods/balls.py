@@ -52,7 +52,8 @@ def lmo_k_support(
       A. Argyriou, R. Foygel, N. Srebro, Sparse prediction with the k-support norm,
       NeurIPS 2012, section 2.
     """
-    m = largest(gradients, support)
+    checks.scalar("radius", radius, above=0)
+    m = largest(gradients, support, "gradients")
     # Scaled first, or the squares of small gradients would underflow.
     scale = optax.tree.norm(m, ord="inf")
     m = jax.tree.map(lambda leaf: leaf / jnp.where(scale == 0, 1, scale), m)
@@ -90,8 +91,9 @@ def lmo_k_sparse(
       S. Pokutta, C. Spiegel, M. Zimmer, Deep neural network training with Frank-Wolfe,
       arXiv:2010.07243 (2020), section 2.
     """
+    checks.scalar("radius", radius, above=0)
     return jax.tree.map(
-        lambda leaf: radius * -jnp.sign(leaf), largest(gradients, support)
+        lambda leaf: radius * -jnp.sign(leaf), largest(gradients, support, "gradients")
     )
 
 
@@ -124,6 +126,7 @@ def k_support_norm(params: optax.Params, support: chex.Numeric) -> jax.Array:
     References:
       Argyriou, Foygel, Srebro (2012), proposition 2.1, there with sorted magnitudes.
     """
+    checks.real_leaves("params", params)
     k = jnp.asarray(count_among(params, support))
     return _k_support_norm(jax.tree.leaves(params), k)
 
@@ -150,6 +153,7 @@ def k_sparse_norm(params: optax.Params, support: chex.Numeric) -> jax.Array:
     References:
       Pokutta, Spiegel, Zimmer (2020), section 2.
     """
+    checks.real_leaves("params", params)
     params = jax.tree.map(working, params)
     mean = optax.tree.norm(params, ord=1) / jnp.maximum(count_among(params, support), 1)
     return jnp.maximum(mean, optax.tree.norm(params, ord="inf"))
@@ -271,7 +275,9 @@ def initialization_radius(
       networks via Frank-Wolfe: one-shot, any-sparsity, and no retraining, ICLR 2022.
     """
     check(width, support, ball, scope, name="width")
-    checks.scalar("samples", samples, least=1)
+    checks.function("init", init, "key")
+    checks.key("key", key)
+    checks.integer("samples", samples, least=1)
 
     def norms(key):
         params = init(key)
@@ -385,16 +391,18 @@ def count_among(tree: Any, support: chex.Numeric) -> int | jax.Array:
     return target_count(support, sum(np.size(leaf) for leaf in jax.tree.leaves(tree)))
 
 
-def largest(tree: Any, support: chex.Numeric) -> Any:
+def largest(tree: Any, support: chex.Numeric, name: str = "tree") -> Any:
     """A tree with all but its k largest magnitudes at zero, exactly k.
 
     Args:
       tree: pytree of real floating arrays.
       support: k, as in `count_among`.
+      name: the name of `tree` for messages.
 
     Returns:
       Pytree like `tree`, in at least float32.
     """
+    checks.real_leaves(name, tree)
     leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
     left_out = sum(leaf.size for leaf in leaves) - count_among(tree, support)
     kept = exact.keep_largest(leaves, jnp.asarray(left_out))

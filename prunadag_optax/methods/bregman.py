@@ -148,6 +148,7 @@ def linearised_bregman(
       L. Bungert, T. Roith, D. Tenbrinck, M. Burger, A Bregman learning framework for
       sparse neural networks, JMLR 23(192) (2022) 1-43.
     """
+    checks.transformation("base", base)
     check_regulariser(regulariser)
     checks.scalar("delta", delta, above=0)
     checks.scalar_or_schedule("strength", strength, least=0)
@@ -369,6 +370,7 @@ def sparse_init(
     References:
       Bungert et al. (2022), section 3.2.
     """
+    checks.key("key", key)
     checks.scalar("density", density, above=0, most=1)
     checks.scalar("gain", gain, above=0)
     paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)

@@ -86,6 +86,7 @@ def gradual_magnitude_pruning(
             "density must be a schedule count -> share kept, such as "
             f"schedules.cubic_density(0.1, begin=0, end=1000); got {density!r}."
         )
+    checks.transformation("base", base)
     extended = optax.with_extra_args_support(base)
     where = where or masks.prunable
 

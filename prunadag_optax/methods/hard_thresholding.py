@@ -128,6 +128,7 @@ def iterative_hard_thresholding(
       arXiv:2209.08247 (2022).
     """
     _check(k, scope)
+    checks.transformation("base", base)
     extended = optax.with_extra_args_support(base)
 
     def init(params: optax.Params) -> IterativeHardThresholdingState:

@@ -115,6 +115,9 @@ def iterative_magnitude_pruning(
     checks.scalar("rounds", rounds, least=0)
     if not isinstance(rounds, int):
         raise ValueError(f"rounds must be an integer >= 0; got {rounds!r}.")
+    checks.function("train", train, "params", "mask")
+    if rewind is not None:
+        checks.function("rewind", rewind, "params")
     if mask is None:
         mask = dense_mask(params, where)
     _check(params, mask, fraction, scope)
@@ -292,6 +295,7 @@ def sparse_optimizer(
       >>> optax.apply_updates(params, updates)
       Array([ 0. , -0.5], dtype=float32)
     """
+    checks.transformation("base", base)
     gradients_kept = optax.stateless(lambda g, _: masks.apply_mask(g, mask))
     return optax.chain(gradients_kept, base, masks.keep_pruned(mask))
 
@@ -315,6 +319,7 @@ def random_mask(key: chex.PRNGKey, mask: Any) -> Any:
       >>> int(lt.random_mask(jax.random.key(0), mask)["kernel"].sum())
       2
     """
+    checks.key("key", key)
     leaves, treedef = jax.tree.flatten(mask)
     keys = jax.random.split(key, max(len(leaves), 1))
     return treedef.unflatten(
@@ -351,4 +356,6 @@ def reinitialised(
       >>> (lt.reinitialised(jax.random.key(1), init, mask) == 0).tolist()
       [False, True]
     """
+    checks.key("key", key)
+    checks.function("init", init, "key")
     return masks.apply_mask(init(key), mask)

@@ -99,6 +99,8 @@ def proxgen(
       training structured neural networks under regularization and constraints, ICLR
       2020, algorithm 1.
     """
+    if metric is not None:
+        checks.function("metric", metric, "state of direction")
     if direction is None:
         return prox_adam(
             learning_rate,
@@ -111,6 +113,7 @@ def proxgen(
     if relaxation is not None:
         checks.scalar_or_schedule("relaxation", relaxation, above=0, most=1)
     checks.scalar("weight_decay", weight_decay, least=0)
+    checks.transformation("direction", direction)
 
     def init(params: optax.Params) -> ProxState:
         # A copy: a donated state must not hold the caller's parameters.

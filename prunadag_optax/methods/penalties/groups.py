@@ -6,6 +6,8 @@ index there are one group.
 
 import functools
 import math
+import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +41,11 @@ def group_axes(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
       >>> groups.group_axes((3, 3, 16, 32), -2)
       (0, 1, 3)
     """
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes: tuple[Any, ...] = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
     ndim = len(shape)
-    if any(not -ndim <= a < ndim for a in axes):
+    if not all(
+        isinstance(a, numbers.Integral) and -ndim <= int(a) < ndim for a in axes
+    ):
         raise ValueError(
             f"axis must name axes of an array of shape {shape}; got {axis!r}."
         )

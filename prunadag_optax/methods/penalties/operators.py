@@ -66,6 +66,7 @@ def prox_l1(
       >>> operators.prox_l1(jnp.array([3.0, -1.0]), 2.0, metric=jnp.array([1.0, 4.0]))
       Array([ 1. , -0.5], dtype=float32)
     """
+    _check_metric(metric, x)
 
     def minimise(x, lam):
         d = jnp.ones_like(x) if metric is None else working(metric)
@@ -180,6 +181,7 @@ def prox_group_mcp(
       sparsity inducing adaptive optimizers for deep learning, arXiv:2102.03869 (2021).
     """
     check_gamma(gamma)
+    _check_metric(metric, x)
     concave = not (checks.is_number(gamma) and gamma == math.inf)
 
     def minimise(x, lam):
@@ -339,6 +341,17 @@ def _check(strength: chex.Numeric, scaling: chex.Numeric) -> None:
     checks.scalar("scaling", scaling, least=0)
 
 
+def _check_metric(metric: Any, x: Any) -> None:
+    if metric is None:
+        return
+    for name, array in (("x", x), ("metric", metric)):
+        checks.real_leaf(name, (), array)
+    if jnp.shape(metric) != jnp.shape(x):
+        raise ValueError(
+            f"metric must have the shape {jnp.shape(x)} of x; got {jnp.shape(metric)}."
+        )
+
+
 def _product(strength: Any, scaling: Any, x: jax.Array) -> jax.Array:
     # At once in the precision of x: under float64 parameters a float32 strength and
     # scaling would otherwise be multiplied in float32.
@@ -353,6 +366,7 @@ def _minimiser(
 ) -> jax.Array:
     """`minimise`, made for x in working precision and eta lambda > 0, for any."""
     _check(strength, scaling)
+    checks.real_leaf("x", (), x)
     if not jnp.size(x):
         return x
     wide = working(x)

@@ -305,6 +305,8 @@ def k_support(
     """
     checks.scalar("strength", strength, least=0)
     checks.fraction_or_count("support", support)
+    if where is not None:
+        checks.where(where)
 
     def value(params):
         magnitudes = jax.tree.map(_magnitudes, regulariser.covered(params))
@@ -376,6 +378,9 @@ def weighted_prox(
       efficient inexact subproblem solver for training structured neural network,
       NeurIPS 2024, algorithm 2 and the stopping rule of its experiments.
     """
+    check_regulariser(regulariser)
+    if metric is not None:
+        checks.same_trees("metric", metric, "params", params)
     if regulariser.takes_metric:
         return regulariser.prox(params, scaling, metric)
     leaves, treedef = jax.tree.flatten(params)
@@ -465,13 +470,16 @@ def group_sparsity(
 
 
 def _check_groups(groups: Any) -> None:
-    if not callable(groups):
+    if callable(groups):
+        checks.takes("groups", groups, "path", "leaf")
+    else:
         checks.choice("groups", groups, GROUPS)
 
 
 def _with_groups(groups: Groups, where: Where | None) -> Where:
     """The leaves that are chosen and in groups."""
     where = where or prunable
+    checks.where(where)
     if callable(groups):
         return lambda path, leaf: where(path, leaf) and groups(path, leaf) is not None
     return where
@@ -504,6 +512,7 @@ def _by_leaf(
 ) -> Regulariser:
     """A sum over leaves, from functions of (path, x) and (path, x, scaling[, d])."""
     where = where or prunable
+    checks.where(where)
 
     def value_of(params):
         leaves = jax.tree_util.tree_leaves_with_path(params)
