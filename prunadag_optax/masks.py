@@ -360,8 +360,7 @@ def sparsity(mask_or_params: Any) -> jax.Array:
       >>> float(masks.sparsity(jnp.array([0.0, 1.0, 0.0, 2.0])))
       0.5
     """
-    if mask_or_params is not None:
-        checks.parameters("mask_or_params", mask_or_params)
+    checks.parameters("mask_or_params", mask_or_params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(mask_or_params):
         if checks.dtype_of(leaf) != jnp.bool_:
             checks.real_leaf("mask_or_params", path, leaf)
@@ -602,7 +601,7 @@ def mask_on_schedule(
         known = share
         if isinstance(share, Tracer) and callable(density):
             known = checks.at_start("density", density)
-        if not (known is None or isinstance(known, Tracer)):
+        if not isinstance(known, Tracer):
             # To a thousandth: rounding may carry a schedule past 1.
             checks.scalar("density", round(float(known), 3), least=0, most=1)
         return _mask(

@@ -135,7 +135,6 @@ MASKS = [
         "params",
     ),
     ("optimizer for params", lambda: masks.prune(SGD, 0.5), ValueError, "params"),
-    ("None for params", lambda: masks.prune(None, 0.5), ValueError, "params"),
     (
         "text among params",
         lambda: masks.prune({**PARAMS, "name": "mlp"}, 0.5),

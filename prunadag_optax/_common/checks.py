@@ -295,7 +295,7 @@ def relevant(value: Any, size: int | None = None, name: str = "relevant") -> Non
     if callable(value):
         # A schedule that counts but returns floats would be read as fractions above 1.
         first = at_start(name, value)
-        if first is not None:
+        if not isinstance(first, Tracer):
             try:
                 relevant(first, name=name)
             except ValueError:
@@ -321,14 +321,14 @@ def relevant(value: Any, size: int | None = None, name: str = "relevant") -> Non
 
 
 def at_start(name: str, schedule: Any) -> Any:
-    """What a schedule returns at step 0; None where that is traced.
+    """What a schedule returns at step 0.
 
     Args:
       name: the argument's name, for the message.
       schedule: function count -> value.
 
     Returns:
-      A Python number, or what else the schedule returns.
+      A Python number, a tracer, or what else the schedule returns.
 
     Raises:
       ValueError: if it is no function of one argument.
@@ -336,9 +336,8 @@ def at_start(name: str, schedule: Any) -> Any:
     takes(name, schedule, "count")
     with jax.ensure_compile_time_eval():
         first: Any = schedule(jnp.zeros([], jnp.int32))
-    if isinstance(first, Tracer):
-        return None
-    return np.asarray(first).item() if dtype_of(first) and not np.ndim(first) else first
+    plain = not isinstance(first, Tracer) and dtype_of(first) and not np.ndim(first)
+    return np.asarray(first).item() if plain else first
 
 
 def transformation(name: str, value: Any) -> None:
@@ -452,8 +451,6 @@ def parameters(name: str, tree: Any) -> None:
     Raises:
       ValueError: naming what was given and the line to write.
     """
-    if tree is None:
-        raise ValueError(f"{name} must be a pytree of parameters; got None.")
     for cls in type(tree).__mro__:
         for (package, kind), instead in _INSTEAD.items():
             if cls.__name__ == kind and f"{cls.__module__}.".startswith(f"{package}."):
