@@ -481,7 +481,7 @@ def test_bad_trees():
     with refused("width must be a finite number > 0", "-1"):
         balls.initialization_radius(jnp.ones, None, 2, width=-1)
     key = jax.random.key(0)
-    with refused("samples must be a finite number >= 1", "0"):
+    with refused("samples must be an integer >= 1", "0"):
         balls.initialization_radius(jnp.ones, key, 2, width=1, samples=0)
     with refused("ball must be 'k_support' or 'k_sparse'"):
         balls.diameter(1.0, 2, "l1")
