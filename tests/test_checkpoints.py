@@ -313,6 +313,7 @@ def run_to_the_end(directory, result, api):
     "api",
     ["linen", pytest.param("nnx", marks=pytest.mark.slow)],  # half a minute each
 )
+@pytest.mark.slow
 def test_killed_training_ends_as_if_it_had_not_been(tmp_path, api):
     directory, result = tmp_path / "killed", tmp_path / "result.npz"
     killed = subprocess.run(

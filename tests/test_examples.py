@@ -3,11 +3,13 @@
 import functools
 
 import numpy as np
+import pytest
 
 from benchmarks import demo, small_models
 from benchmarks.examples import shrink
 
 
+@pytest.mark.slow
 def test_the_example_ends_with_smaller_networks(monkeypatch):
     images = [x[:256] for x in demo.load_images()]
     monkeypatch.setattr(demo, "load_images", lambda: images)

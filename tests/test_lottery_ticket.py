@@ -326,6 +326,7 @@ def test_reinitialised_weights_are_drawn_anew_under_the_same_mask():
 
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
+@pytest.mark.slow
 def test_a_batch_of_tickets_is_each_ticket(scope):
     traced = []
 
