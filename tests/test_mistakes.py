@@ -115,7 +115,12 @@ MASKS = [
         ValueError,
         "params",
     ),
-    ("nnx model for params", lambda: masks.prune(nnx_model(), 0.5), ValueError, "par"),
+    (
+        "nnx model for params",
+        lambda: masks.prune(nnx_model(), 0.5),
+        ValueError,
+        "params",
+    ),
     (
         "nnx optimizer for params",
         lambda: masks.prune(nnx_optimizer(), 0.5),
@@ -233,7 +238,12 @@ MASKS = [
         ValueError,
         "score",
     ),
-    ("score is None", lambda: masks.prune(PARAMS, 0.5, score=None), ValueError, "sc"),
+    (
+        "score is None",
+        lambda: masks.prune(PARAMS, 0.5, score=None),
+        ValueError,
+        "score",
+    ),
     (
         "score returns another tree",
         lambda: masks.prune(PARAMS, 0.5, score=lambda params: OTHER),
@@ -842,7 +852,7 @@ RECIPES = [
         "no densities",
         lambda: recipes.any_sparsity(100, densities=()),
         ValueError,
-        "dens",
+        "densities",
     ),
     (
         "text among densities",
@@ -1234,7 +1244,7 @@ EXPORT = [
         "params and path swapped",
         lambda: export.save_dense("a", PARAMS),
         ValueError,
-        "pa",
+        "params",
     ),
     (
         "path is a folder",
