@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunadag_optax._common import checks
-from prunadag_optax.structure.groups import Group, Structure
-from prunadag_optax.structure.rules import POSITIONAL_FLAG
+from prunadag_optax.structure.groups import Group, Structure, tied_outputs
+from prunadag_optax.structure.rules import MIXED_FLAG, POSITIONAL_FLAG
 from prunadag_optax.structure.small import small_apply
 from prunadag_optax.structure.trees import (
     Keep,
@@ -81,7 +81,7 @@ def check(
             mixed = [
                 g.name
                 for g in structure.groups
-                if g.name in kept and "mixed" in g.flags
+                if g.name in kept and MIXED_FLAG in g.flags
             ]
             raise ValueError(
                 f"The small model deviates from the masked one by {deviation:.1e} of "
@@ -170,9 +170,6 @@ def _is_finite(tree: Any) -> bool:
 def without_state(structure: Structure, output: Any) -> list[Any]:
     """The outputs that are not new values of variables: those change with the units."""
     traced = not_traced(structure, "check")
-    leaves = jax.tree.leaves(output)
-    if traced.state is None:
-        return leaves
-    marked = jax.tree.unflatten(jax.tree.structure(output), list(range(len(leaves))))
-    tied = set(dict(traced.state(marked)).values())
-    return [leaf for index, leaf in enumerate(leaves) if index not in tied]
+    tied = tied_outputs(traced.state, output)
+    leaves = enumerate(jax.tree.leaves(output))
+    return [leaf for number, leaf in leaves if number not in tied]

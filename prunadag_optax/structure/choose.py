@@ -15,7 +15,7 @@ from prunadag_optax.structure.groups import (
     checked_structure,
     unknown_group,
 )
-from prunadag_optax.structure.trees import _match, not_traced
+from prunadag_optax.structure.trees import matched, not_traced
 
 Score = str | Callable[[Any], Any]
 
@@ -92,7 +92,7 @@ def _wide(leaf: Any) -> Any:
 
 def _sums(structure: Structure, tree: Any) -> dict[str, tuple[np.ndarray, int]]:
     """Of each unit the sum over a tree, and the number of weights it is over."""
-    matches = _match(structure, tree)
+    matches = matched(structure, tree)
     leaves = dict(zip(matches, jax.tree.leaves(tree), strict=True))
     sums = {}
     for group in structure.groups:

@@ -13,7 +13,12 @@ from prunadag_optax._common import tables
 from prunadag_optax.structure.groups import Structure, Traced
 from prunadag_optax.structure.program import JVP, VJP, Equation, Program
 from prunadag_optax.structure.rules import CUMULATIVE, ELEMENTWISE, REDUCTIONS
-from prunadag_optax.structure.trees import Keep, checked_keep, position_masks
+from prunadag_optax.structure.trees import (
+    Keep,
+    checked_keep,
+    position_masks,
+    removed_atoms,
+)
 
 # Operations that XLA counts for each element, where it is not one. What is
 # transcendental is counted apart, and many functions are a polynomial beside it.
@@ -44,8 +49,7 @@ class Cost:
       params: the number of values in the variables.
       flops: floating-point operations of one call at the traced inputs, of which a
         multiplication and an addition are two; None for a declared structure.
-      units: group's name -> (params, flops) that one more unit fewer would save, on
-        average.
+      units: group's name -> (params, flops) that one unit fewer saves.
     """
 
     params: int
@@ -126,14 +130,7 @@ def costs_of(structure: Structure) -> Costs:
             params += math.prod(sizes)
         if count is None:
             return Cost(params, None)
-        removed = [
-            group.atoms[~keep[group.name]]
-            for group in structure.groups
-            if group.name in keep and group.atoms is not None
-        ]
-        return Cost(
-            params, count(np.concatenate([np.zeros(0, int), *removed]).astype(int))
-        )
+        return Cost(params, count(removed_atoms(structure, keep)))
 
     return costs
 
@@ -147,7 +144,6 @@ class _Counter:
         self._kinds: dict[bytes, int] = {}
         self._ids: list[np.ndarray] = []
         self._known: dict[int, int] = {}
-        self._fixed: list[int] = []
         self._terms: dict[tuple[int, ...], float] = collections.defaultdict(float)
         self._add(traced.program, 1.0)
 

@@ -12,7 +12,14 @@ from prunadag_optax.structure.checking import relative, without_state
 from prunadag_optax.structure.groups import Structure, paths_of
 from prunadag_optax.structure.program import Equation
 from prunadag_optax.structure.small import Small, small_apply
-from prunadag_optax.structure.trees import Keep, checked_keep, not_traced, shrink
+from prunadag_optax.structure.trees import (
+    Keep,
+    checked_keep,
+    not_traced,
+    position_masks,
+    shrink,
+    zeroed,
+)
 
 # What a bias passes through before it is added, and an output before it gets one.
 _CARRYING = ("broadcast_in_dim", "reshape", "squeeze", "convert_element_type")
@@ -61,11 +68,9 @@ def fold(
     """
     kept = checked_keep(structure, keep)
     leaves = dict(zip(paths_of(variables), jax.tree.leaves(variables), strict=True))
-    for path, axis, gone in _incoming(structure, kept):
-        shape = [1] * leaves[path].ndim
-        shape[axis] = -1
-        zero = jnp.zeros((), leaves[path].dtype)
-        leaves[path] = jnp.where(gone.reshape(shape), zero, leaves[path])
+    masks = position_masks(structure, kept)
+    for path, axis in _incoming(structure, masks):
+        leaves[path] = zeroed(leaves[path], {axis: masks[path][axis]})
     treedef = jax.tree.structure(variables)
     recorder = _Recorder(structure, {})
     expected = recorder([*leaves.values(), *jax.tree.leaves(inputs)])
@@ -73,7 +78,7 @@ def fold(
     paths = list(structure.shapes)
     folded = dict(zip(paths, jax.tree.leaves(variables), strict=True))
     for equation, operands in recorder.products:
-        for side, summed, gone in _read(structure, kept, equation):
+        for side, summed, gone in _read(structure, masks, equation):
             constant = _constant(operands[1 - side], summed[1 - side], gone)
             given = [*operands]
             given[1 - side] = constant
@@ -120,27 +125,29 @@ def _summed(equation: Equation) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _incoming(
-    structure: Structure, keep: Mapping[str, np.ndarray]
-) -> Iterator[tuple[str, int, np.ndarray]]:
-    """The weights that make removed units: path, axis, and which positions go."""
+    structure: Structure, masks: Mapping[str, Mapping[int, np.ndarray]]
+) -> Iterator[tuple[str, int]]:
+    """The axes along which weights, and not biases, make removed units."""
     traced = not_traced(structure, "fold")
     paths = list(structure.shapes)
-    operands = set()
-    for equation in traced.program.equations:
-        if equation.name in _PRODUCTS:
-            for number in equation.inputs:
-                origins = (axis.origin for axis in traced.tracer.of(number))
-                operands.update(origin for origin in origins if origin is not None)
-    for group in structure.groups:
-        for member in group.members if group.name in keep else ():
-            if not member.reads and (paths.index(member.path), member.axis) in operands:
-                gone = np.zeros(structure.shapes[member.path].shape[member.axis], bool)
-                gone[member.positions[~keep[group.name]]] = True
-                yield member.path, member.axis, gone
+    operands = {
+        axis.origin
+        for equation in traced.program.equations
+        if equation.name in _PRODUCTS
+        for number in equation.inputs
+        for axis in traced.tracer.of(number)
+    }
+    for path, axes in masks.items():
+        for axis in axes:
+            origin = paths.index(path), axis
+            if origin in operands and origin not in traced.tracer.consumed:
+                yield path, axis
 
 
 def _read(
-    structure: Structure, keep: Mapping[str, np.ndarray], equation: Equation
+    structure: Structure,
+    masks: Mapping[str, Mapping[int, np.ndarray]],
+    equation: Equation,
 ) -> Iterator[tuple[int, tuple[Any, Any], np.ndarray]]:
     """Where a product reads removed units: the weights' side, the axes, which go."""
     tracer = not_traced(structure, "fold").tracer
@@ -149,17 +156,12 @@ def _read(
     if len(summed[0]) != 1 or equation.params.get("feature_group_count", 1) != 1:
         return
     for side in (0, 1):
-        axis = tracer.of(equation.inputs[side])[summed[side][0]]
-        if axis.origin is None:
-            continue
-        path, index = paths[axis.origin[0]], axis.origin[1]
-        gone = np.zeros(structure.shapes[path].shape[index], bool)
-        for group in structure.groups:
-            for member in group.members if group.name in keep else ():
-                if (member.path, member.axis) == (path, index):
-                    gone[member.positions[~keep[group.name]]] = True
-        if gone.any():
-            yield side, (summed[0][0], summed[1][0]), gone
+        origin = tracer.of(equation.inputs[side])[summed[side][0]].origin
+        mask = (
+            None if origin is None else masks.get(paths[origin[0]], {}).get(origin[1])
+        )
+        if mask is not None:
+            yield side, (summed[0][0], summed[1][0]), ~mask
 
 
 def _constant(value: Any, axis: int, gone: np.ndarray) -> Any:
@@ -185,7 +187,7 @@ def _next_bias(structure: Structure, number: int) -> tuple[str, int] | None:
             if path is None or (user.name == "sub" and user.inputs[0] != number):
                 return None
             return path, -1 if user.name == "sub" else 1
-        if user.name not in ("convert_element_type",):
+        if user.name != "convert_element_type":
             return None
         number = user.outputs[0]
 

@@ -247,7 +247,6 @@ Member('out', axis=0, width=1)), flags=()),)
     of_path = dict(zip(paths, flat.inputs, strict=False))
     _freeze_given(tracer, of_path, structs, freeze)
     outputs = tracer.run(flat)
-    tracer._equation = None
     _end(tracer, outputs, output, of_path, structs, state)
     traced = Traced(
         apply, state, inputs, tuple(freeze), variables, tracer, flat, output
@@ -448,16 +447,11 @@ def _end(
     state: Callable[[Any], Mapping[str, Any]] | None,
 ) -> None:
     """Freezes the outputs; ties those that are new values of variables to them."""
-    tied: dict[int, str] = {}
-    if state is not None:
-        marked = jax.tree.unflatten(
-            jax.tree.structure(output), list(range(len(outputs)))
-        )
-        tied = {index: path for path, index in dict(state(marked)).items()}
-        known = Structure((), (), {}, structs)
-        tied = {
-            index: checked_path(known, path, "state") for index, path in tied.items()
-        }
+    known = Structure((), (), {}, structs)
+    tied = {
+        index: checked_path(known, path, "state")
+        for index, path in tied_outputs(state, output).items()
+    }
     for index, axes in enumerate(outputs):
         if index in tied:
             variable = tracer.axes[numbers[tied[index]]]
@@ -465,6 +459,17 @@ def _end(
         else:
             for axis in axes:
                 tracer.freeze(axis, "is an axis of the model's output")
+
+
+def tied_outputs(
+    state: Callable[[Any], Mapping[str, Any]] | None, output: Any
+) -> dict[int, str]:
+    """Which leaves of an output are new values of variables: number -> path."""
+    if state is None:
+        return {}
+    numbers = list(range(len(jax.tree.leaves(output))))
+    marked = jax.tree.unflatten(jax.tree.structure(output), numbers)
+    return {number: path for path, number in dict(state(marked)).items()}
 
 
 def _freeze_unread(tracer: Tracer, axes: Sequence[tuple[str, int, Axis]]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from prunadag_optax.structure.checking import relative
 from prunadag_optax.structure.groups import Structure
+from prunadag_optax.structure.rules import MIXED_FLAG
 from prunadag_optax.structure.small import small_apply
 from prunadag_optax.structure.trees import Keep
 
@@ -57,7 +58,7 @@ def check_rebuilt(
         mixed = [
             group.name
             for group in structure.groups
-            if group.name in keep and "mixed" in group.flags
+            if group.name in keep and MIXED_FLAG in group.flags
             if not np.all(keep[group.name])
         ]
         advice = f"keep {', '.join(mixed[:4])} whole, " if mixed else ""

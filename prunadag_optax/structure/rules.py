@@ -96,11 +96,11 @@ class Tracer:
 
     def run(self, program: Program) -> list[Axes]:
         """Applies the rule of each equation; the axes of the program's outputs."""
+        outer = self._equation
         for equation in program.equations:
             self._equation = equation
             inputs = [self.of(number) for number in equation.inputs]
             outputs = self._rule(equation.name)(self, equation, inputs)
-            self._equation = equation
             for number, axes in zip(equation.outputs, outputs, strict=True):
                 self.axes[number] = axes
                 for axis in axes:
@@ -110,6 +110,8 @@ class Tracer:
                         and self.labels.kind(self.resolved(axis))[0] != FROZEN
                     ):
                         self.freeze(axis, "is taken alone by")
+        # An equation with bodies goes on after they ran.
+        self._equation = outer
         return [self.of(number) for number in program.outputs]
 
     def enter(self, program: Program, inputs: Sequence[Axes]) -> list[Axes]:

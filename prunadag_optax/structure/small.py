@@ -17,6 +17,8 @@ from prunadag_optax.structure.trees import (
     checked_keep,
     checked_shapes,
     not_traced,
+    removed_atoms,
+    still_dividing,
 )
 
 Masks = list[np.ndarray | None]
@@ -120,18 +122,9 @@ class Small:
 
     def __init__(self, structure: Structure, keep: Mapping[str, np.ndarray]) -> None:
         traced = not_traced(structure, "small_apply")
-        self._traced, self._tracer, self._values = (
-            traced,
-            traced.tracer,
-            traced.tracer.values,
-        )
-        removed = [
-            group.atoms[~keep[group.name]]
-            for group in structure.groups
-            if group.name in keep and group.atoms is not None
-        ]
-        removed = np.concatenate([np.zeros(0, int), *removed]).astype(int)
-        self._alive = self._tracer.labels.alive(removed)
+        self._traced, self._tracer = traced, traced.tracer
+        self._values = traced.tracer.values
+        self._alive = self._tracer.labels.alive(removed_atoms(structure, keep))
         self._masks: dict[int, np.ndarray | None] = {}
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
@@ -198,10 +191,10 @@ class Small:
             ]
         if name == "sharding_constraint":
             # What is left of an axis may no longer fill all devices equally.
-            sharding = _left(params["sharding"], self.shape(equation.outputs[0]))
-            if sharding is None:
+            if not isinstance(params["sharding"], jax.sharding.NamedSharding):
                 return operands
-            params["sharding"] = sharding
+            shape = self.shape(equation.outputs[0])
+            params["sharding"] = still_dividing(params["sharding"], shape)
         params.update(self._sizes(equation))
         return program.bind(equation.primitive, params, *operands)
 
@@ -331,24 +324,3 @@ _CALLS: dict[str, Callable[[Small, Equation, list[Any]], list[Any]]] = {
     JVP: Small._own_jvp,
     VJP: Small._own_vjp,
 }
-
-
-def _left(sharding: Any, shape: tuple[int, ...]) -> Any:
-    """A sharding without the axes that no longer divide; None if it has no axes."""
-    try:
-        sharding.shard_shape(shape)
-        return sharding
-    except ValueError:
-        if not isinstance(sharding, jax.sharding.NamedSharding):
-            return None
-    spec = list(sharding.spec)
-    for axis, names in enumerate(spec):
-        try:
-            _named(sharding, names).shard_shape((shape[axis],))
-        except ValueError:
-            spec[axis] = None
-    return _named(sharding, *spec)
-
-
-def _named(sharding: Any, *spec: Any) -> jax.sharding.NamedSharding:
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))

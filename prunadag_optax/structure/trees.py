@@ -59,8 +59,7 @@ def checked_keep(structure: Structure, keep: Keep) -> dict[str, np.ndarray]:
         if mask.dtype != bool or mask.shape != (size,):
             raise ValueError(
                 f"keep[{name!r}] must be a bool array of shape ({size},), True for a "
-                "unit that "
-                f"stays; got {mask.dtype}{list(mask.shape)}."
+                f"unit that stays; got {mask.dtype}{list(mask.shape)}."
             )
         if not mask.any():
             raise ValueError(
@@ -81,10 +80,24 @@ def not_traced(structure: Structure, function: str) -> Traced:
     if structure.traced is None:
         raise ValueError(
             f"structure.{function} needs the model's program, and this structure was "
-            "declared. "
-            "Use `structure.trace(apply, variables, *inputs)`."
+            "declared. Use `structure.trace(apply, variables, *inputs)`."
         )
     return structure.traced
+
+
+def removed_atoms(structure: Structure, keep: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The atoms of a traced structure's units that leave.
+
+    Args:
+      structure: of `trace`.
+      keep: of `checked_keep`.
+    """
+    removed = [
+        group.atoms[~keep[group.name]]
+        for group in structure.groups
+        if group.name in keep and group.atoms is not None
+    ]
+    return np.concatenate([np.zeros(0, int), *removed]).astype(int)
 
 
 def position_masks(
@@ -152,14 +165,14 @@ def masked(structure: Structure, keep: Keep, tree: Any) -> Any:
         structure,
         position_masks(structure, checked_keep(structure, keep)),
         tree,
-        _zeroed,
+        zeroed,
     )
 
 
 def masked_readers(structure: Structure, keep: Keep, tree: Any) -> Any:
     """`masked` where units are read only, for models that divide by what they made."""
     masks = position_masks(structure, checked_keep(structure, keep), reading_only=True)
-    return _map(structure, masks, tree, _zeroed)
+    return _map(structure, masks, tree, zeroed)
 
 
 def shrink(
@@ -230,7 +243,7 @@ def _state(
     names: dict[tuple[Any, ...], set[str | None]] = {}
     exact: dict[tuple[Any, ...], set[str | None]] = {}
     for (path, _), name in zip(
-        jax.tree_util.tree_leaves_with_path(full), _match(structure, full), strict=True
+        jax.tree_util.tree_leaves_with_path(full), matched(structure, full), strict=True
     ):
         # A part of the parameters may be what a state is like: `LookaheadParams.fast`.
         keys = place(path)
@@ -312,7 +325,7 @@ def _owner(path: tuple[Any, ...]) -> tuple[Any, ...]:
     return path[:last]
 
 
-def _match(structure: Structure, tree: Any) -> list[str | None]:
+def matched(structure: Structure, tree: Any) -> list[str | None]:
     """The structure's path of each leaf; None for leaves without axes of the model."""
     leaves = jax.tree.leaves(tree)
     paths = paths_of(tree)
@@ -332,22 +345,20 @@ def _match(structure: Structure, tree: Any) -> list[str | None]:
         if len(fitting) > 1:
             raise ValueError(
                 f"The leaf {path!r} could be any of {fitting[:3]}; give the tree with "
-                "the "
-                "structure's own paths, such as the whole variables."
+                "the structure's own paths, such as the whole variables."
             )
         if not fitting and shape:
             some = ", ".join(map(repr, list(structure.shapes)[:3]))
             raise ValueError(
                 f"The leaf {path!r} {list(shape)} is none of the structure's; its "
-                "paths are "
-                f"{some}, ... For the state of an optimizer give optimizer= and "
-                "params=."
+                f"paths are {some}, ... For the state of an optimizer give optimizer= "
+                "and params=."
             )
         if fitting and shape != structure.shapes[fitting[0]].shape:
             raise ValueError(
                 f"The leaf {path!r} must have the shape "
-                f"{list(structure.shapes[fitting[0]].shape)} "
-                f"that was traced; got {list(shape)}."
+                f"{list(structure.shapes[fitting[0]].shape)} that was traced; got "
+                f"{list(shape)}."
             )
         matches.append(fitting[0] if fitting else None)
     return matches
@@ -376,7 +387,7 @@ def _map(
     tree: Any,
     function: Any,
 ) -> Any:
-    matches = _match(structure, tree)
+    matches = matched(structure, tree)
     leaves, treedef = jax.tree.flatten(tree)
     return jax.tree.unflatten(
         treedef,
@@ -387,7 +398,8 @@ def _map(
     )
 
 
-def _zeroed(leaf: Any, masks: Mapping[int, np.ndarray]) -> Any:
+def zeroed(leaf: Any, masks: Mapping[int, np.ndarray]) -> Any:
+    """A leaf with zeros where masks, one for each of some axes, are False."""
     for axis, mask in masks.items():
         shape = [1] * np.ndim(leaf)
         shape[axis] = -1
@@ -421,16 +433,25 @@ def _sharding(leaf: Any, shape: Sequence[int]) -> Any:
         or sharding.num_devices == 1
     ):
         return None
-    spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    return still_dividing(sharding, shape)
+
+
+def still_dividing(
+    sharding: jax.sharding.NamedSharding, shape: Sequence[int]
+) -> jax.sharding.NamedSharding:
+    """A sharding without the axes that a smaller shape no longer divides among."""
+
+    def named(*spec):
+        partition = jax.sharding.PartitionSpec(*spec)
+        return jax.sharding.NamedSharding(sharding.mesh, partition)
+
+    spec = list(sharding.spec)
     for axis, names in enumerate(spec):
-        alone = jax.sharding.NamedSharding(
-            sharding.mesh, jax.sharding.PartitionSpec(names)
-        )
         try:
-            alone.shard_shape((shape[axis],))
+            named(names).shard_shape((shape[axis],))
         except ValueError:
             spec[axis] = None
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
+    return named(*spec)
 
 
 def checked_shapes(

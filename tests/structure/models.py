@@ -6,6 +6,7 @@ without arguments that makes the model.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+
+from prunadag_optax import structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,16 @@ def small(make):
 def large(make):
     LARGE[make.__name__] = make
     return make
+
+
+@functools.cache
+def made(name) -> tuple[Model, structure.Structure]:
+    """A model and its structure."""
+    model = (MODELS | LARGE)[name]()
+    found = structure.trace(
+        model.apply, model.variables, *model.inputs, state=model.state
+    )
+    return model, found
 
 
 # Values.

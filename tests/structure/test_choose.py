@@ -1,6 +1,5 @@
 """Scores of units, and the choice of units under a budget."""
 
-import functools
 import itertools
 
 import jax
@@ -13,17 +12,7 @@ from hypothesis import strategies as st
 from prunadag_optax import structure
 from prunadag_optax.structure.groups import paths_of
 from tests.helpers import refused
-from tests.structure.models import MODELS
-
-
-@functools.cache
-def made(name):
-    """A model and its structure."""
-    model = MODELS[name]()
-    found = structure.trace(
-        model.apply, model.variables, *model.inputs, state=model.state
-    )
-    return model, found
+from tests.structure.models import made
 
 
 def random_like(tree, seed=0):

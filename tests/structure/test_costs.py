@@ -10,21 +10,11 @@ import pytest
 from jax import lax
 
 from prunadag_optax import structure
-from tests.structure.models import LARGE, MODELS, floats
+from tests.structure.models import MODELS, floats, made
 
 LOOPS = {"scanned_transformer", "recurrent", "cond_while"}
 PLAIN = [name for name in MODELS if name not in LOOPS]
 TOLERANCE = 0.05
-
-
-@functools.cache
-def made(name):
-    """A model and its structure."""
-    model = (MODELS | LARGE)[name]()
-    found = structure.trace(
-        model.apply, model.variables, *model.inputs, state=model.state
-    )
-    return model, found
 
 
 def by_xla(apply, *arguments):

@@ -73,7 +73,7 @@ def images(channels):
     ],
 )
 def test_linen_modules_run_at_smaller_sizes(module, x, inexact):
-    variables = module.init(jax.random.key(1), x)
+    variables = jax.jit(module.init)(jax.random.key(1), x)
     found = structure.trace(module.apply, variables, x)
     for group in found.groups:
         keep = half(group)
@@ -95,7 +95,7 @@ def test_linen_modules_run_at_smaller_sizes(module, x, inexact):
 
 def test_a_linen_state_shrinks_and_trains_on():
     module, x = LinenNet(), images(3)
-    variables = module.init(jax.random.key(1), x)
+    variables = jax.jit(module.init)(jax.random.key(1), x)
     found = structure.trace(module.apply, variables, x)
     state = linen.PruningTrainState.create(
         apply_fn=module.apply,
@@ -106,8 +106,12 @@ def test_a_linen_state_shrinks_and_trains_on():
     def loss(params, apply_fn, stats):
         return jnp.mean(apply_fn({"params": params, "batch_stats": stats}, x) ** 2)
 
-    grads = jax.grad(loss)(state.params, state.apply_fn, variables["batch_stats"])
-    state = state.apply_gradients(grads=grads)
+    @jax.jit
+    def step(state, stats):
+        grads = jax.grad(loss)(state.params, state.apply_fn, stats)
+        return state.apply_gradients(grads=grads)
+
+    state = step(state, variables["batch_stats"])
     keep = half(found["Conv_2"])
     rebuilt = linen.rebuild(module, found, keep, variables, x)
     small = state.shrink(found, keep, apply_fn=rebuilt.apply)
@@ -121,8 +125,7 @@ def test_a_linen_state_shrinks_and_trains_on():
     stats = structure.shrink(found, keep, variables["batch_stats"])
     before = loss(small.params, small.apply_fn, stats)
     for _ in range(5):
-        grads = jax.grad(loss)(small.params, small.apply_fn, stats)
-        small = small.apply_gradients(grads=grads)
+        small = step(small, stats)
     assert loss(small.params, small.apply_fn, stats) < before
     zeros = ~np.asarray(small.masks["Conv_2"]["kernel"])
     assert (np.asarray(small.params["Conv_2"]["kernel"])[zeros] == 0).all()

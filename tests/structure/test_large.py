@@ -3,36 +3,23 @@
 import collections
 import functools
 import re
-import time
 
 import jax
 import numpy as np
 import pytest
 
 from prunadag_optax import structure
-from tests.structure.models import LARGE
-
-# Seconds on two cores; several times what they take.
-LIMITS = {
-    "vgg_64_128_256": 5,
-    "vgg_16": 5,
-    "resnet_50": 5,
-    "linen_transformer_12": 20,
-    "nnx_transformer_12": 20,
-    "llama_1b": 30,
-}
+from tests.structure.models import LARGE, made
 
 
 @functools.cache
-def made(name):
+def halved(name):
     """A model, its structure, a choice of half of all units and the smaller shapes."""
-    model = LARGE[name]()
-    start = time.perf_counter()
-    found = structure.trace(model.apply, model.variables, *model.inputs)
+    model, found = made(name)
     keep = {group.name: np.arange(group.size) % 2 == 0 for group in found.groups}
     shapes = jax.eval_shape(lambda tree: tree, model.variables)
     small = structure.shrink(found, keep, shapes)
-    return model, found, keep, small, time.perf_counter() - start
+    return model, found, keep, small
 
 
 def kinds(found):
@@ -111,19 +98,14 @@ GROUPS = {
 
 @pytest.mark.parametrize("name", LARGE)
 def test_groups_are_those_that_a_person_counts(name):
-    _, found, *_ = made(name)
+    _, found = made(name)
     assert kinds(found) == GROUPS[name]
     assert found.unknown == {}
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_tracing_and_shrinking_take_seconds(name):
-    assert made(name)[-1] < LIMITS[name]
-
-
-@pytest.mark.parametrize("name", LARGE)
 def test_the_small_model_gives_the_output_of_the_large_one(name):
-    model, found, keep, small, _ = made(name)
+    model, found, keep, small = halved(name)
     assert all(
         isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(small)
     )
@@ -138,13 +120,13 @@ def test_convolutions_have_no_flags(name):
 
 @pytest.mark.parametrize("name", ["linen_transformer_12", "nnx_transformer_12"])
 def test_of_a_transformer_only_the_stream_is_normalised(name):
-    _, found, *_ = made(name)
+    _, found = made(name)
     (stream,) = (group.name for group in found.groups if group.size == 256)
     assert flagged(found) == {stream: ("mixed",)}
 
 
 def test_a_decoder_rotates_pairs_and_normalises_its_stream():
-    _, found, *_ = made("llama_1b")
+    _, found = made("llama_1b")
     flags = {
         group.name: group.flags for group in found.groups if group.size in (32, 2048)
     }
@@ -167,12 +149,10 @@ def test_names_follow_the_modules():
 
 @pytest.mark.parametrize("kind", ["params", "flops"])
 def test_half_of_a_large_model(kind):
-    _, found, *_ = made("llama_1b")
+    _, found = made("llama_1b")
     rng = np.random.default_rng(0)
     scores = {group.name: rng.uniform(size=group.size) for group in found.groups}
-    start = time.perf_counter()
     keep = structure.select(found, scores, budget={kind: 0.5})
-    assert time.perf_counter() - start < 10
     left = getattr(structure.cost(found, keep), kind)
     # A unit is at most one head.
     assert 0.49 < left / getattr(structure.cost(found), kind) <= 0.5

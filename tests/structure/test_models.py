@@ -1,13 +1,11 @@
 """The groups of every model are those of the tables; they permute and leave."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 
 from prunadag_optax import structure
-from tests.structure.models import MODELS
+from tests.structure.models import MODELS, made
 from tests.structure.tables import FLAGS, FROZEN, PARTLY_FROZEN, TABLES
 
 TOLERANCE = 1e-5
@@ -20,16 +18,6 @@ INEXACT = {
     ("moe_soft", "router"),
     ("maxout", "kernel:1#2"),
 }
-
-
-@functools.cache
-def made(name):
-    """A model and its structure."""
-    model = MODELS[name]()
-    found = structure.trace(
-        model.apply, model.variables, *model.inputs, state=model.state
-    )
-    return model, found
 
 
 def plain(path):

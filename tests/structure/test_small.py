@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 
 from prunadag_optax import structure
 from tests.helpers import enable_x64, refused
-from tests.structure.models import MODELS, ResNet, floats, from_linen, named
+from tests.structure.models import MODELS, ResNet, floats, from_linen, made, named
 from tests.structure.test_models import INEXACT
 
 NAMES = (
@@ -29,6 +29,14 @@ NAMES = (
 )
 # A while loop has no reverse-mode derivative, in any model.
 DIFFERENTIABLE = NAMES[:-1]
+
+
+def some(*names, quick):
+    """Names to parametrize by, of which all but the quick ones are run by name only."""
+    slow = pytest.mark.slow
+    return [pytest.param(n, marks=() if n in quick else slow) for n in names]
+
+
 X, P = floats(4, 6), {"in": floats(6, 8, seed=2), "out": floats(8, 3, seed=3)}
 HALF = np.arange(8) % 2 == 0
 
@@ -46,10 +54,7 @@ def half_of(found, without=(), seed=0):
 @functools.cache
 def pruned(name):
     """A model, its structure, a choice of units, its small function and variables."""
-    model = MODELS[name]()
-    found = structure.trace(
-        model.apply, model.variables, *model.inputs, state=model.state
-    )
+    model, found = made(name)
     keep = half_of(found, {group for key, group in INEXACT if key == name})
     small = structure.shrink(found, keep, model.variables)
     return model, found, keep, structure.small_apply(found, keep), small
@@ -83,7 +88,9 @@ def outputs_of(model, output):
 # Derivatives and transformations.
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize(
+    "name", some(*DIFFERENTIABLE, quick=("vgg_train", "encoder", "gpt_gqa_rope"))
+)
 def test_gradients_are_the_sliced_ones_of_the_masked_model(name):
     model, found, keep, apply, small = pruned(name)
     masked = structure.masked(found, keep, model.variables)
@@ -92,7 +99,9 @@ def test_gradients_are_the_sliced_ones_of_the_masked_model(name):
     assert_close(gradients, structure.shrink(found, keep, expected))
 
 
-@pytest.mark.parametrize("name", ["encoder", "resnet", "gpt_gqa_rope"])
+@pytest.mark.parametrize(
+    "name", some("encoder", "resnet", "gpt_gqa_rope", quick=("gpt_gqa_rope",))
+)
 def test_in_float64_they_agree_to_its_rounding(name):
     with enable_x64():
         model = MODELS[name]()
@@ -131,7 +140,9 @@ def test_other_dtypes_than_the_traced_ones(name):
     assert_close(output, expected, 0.02)  # Two or three units of bfloat16's last place.
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", some(*NAMES, quick=("vgg_train", "gpt_gqa_rope", "cond_while"))
+)
 def test_another_batch_size(name):
     model, found, keep, apply, small = pruned(name)
     masked = structure.masked(found, keep, model.variables)
@@ -213,7 +224,9 @@ def test_one_unit_of_each_group(name):
     structure.check(found, model.variables, *model.inputs, keep=keep, tolerance=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet", "encoder", "scanned_transformer"])
+@pytest.mark.parametrize(
+    "name", some("resnet", "encoder", "scanned_transformer", quick=("resnet",))
+)
 def test_shrinking_twice_is_shrinking_once(name):
     # Once more from the small model itself, as a model of its own.
     model, found, keep, apply, small = pruned(name)
@@ -402,7 +415,9 @@ def exported(apply, variables, *inputs):
     return jax.export.export(jax.jit(apply))(variables, *inputs)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "lenet", "mlp"])
+@pytest.mark.parametrize(
+    "name", some(*NAMES, "lenet", "mlp", quick=("lenet", "nnx_transformer"))
+)
 def test_export_with_fixed_shapes(name):
     _, _, _, apply, small = pruned(name)
     inputs = pruned(name)[0].inputs
@@ -411,7 +426,11 @@ def test_export_with_fixed_shapes(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp", "lenet", "resnet", "encoder", "nnx_transformer", "gpt_gqa_rope"]
+    "name",
+    some(
+        *("mlp", "lenet", "resnet", "encoder", "nnx_transformer", "gpt_gqa_rope"),
+        quick=("mlp", "lenet", "encoder"),
+    ),
 )
 def test_export_with_a_symbolic_batch(name):
     model, _, _, apply, small = pruned(name)
