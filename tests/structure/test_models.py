@@ -17,6 +17,7 @@ INEXACT = {
     ("swin", "embed"),
     ("moe_soft", "router"),
     ("maxout", "kernel:1#2"),
+    ("equinox_conv", "layers/3:0#2"),
 }
 
 
