@@ -84,6 +84,7 @@ def pruning_curve(
     where: masks.Where | None = None,
     score: masks.Score = "magnitude",
     opt_state: Any = None,
+    layer_budget: masks.Budget = "global",
     recalibrate: Callable[[Any, float], Any] | None = None,
     progress: bool = True,
 ) -> PruningCurve:
@@ -102,6 +103,7 @@ def pruning_curve(
       where: predicate (path, leaf) -> bool; None is `masks.prunable`.
       score: "magnitude", "lamp", a function or a tree, as in `masks.magnitude_mask`.
       opt_state: as in `masks.magnitude_mask`.
+      layer_budget: as in `masks.magnitude_mask`.
       recalibrate: function (pruned params, sparsity) -> what `metric_fn` gets in place
         of the pruned parameters; for statistics that pruning has made wrong, such as
         those of batch normalisation, computed anew on training data.
@@ -131,7 +133,13 @@ def pruning_curve(
         checks.function("recalibrate", recalibrate, "pruned params", "sparsity")
     for sparsity in with_progress(chosen, "pruning curve", progress):
         pruned, _ = masks.prune(
-            params, sparsity, scope=scope, where=where, score=score, opt_state=opt_state
+            params,
+            sparsity,
+            scope=scope,
+            where=where,
+            score=score,
+            opt_state=opt_state,
+            layer_budget=layer_budget,
         )
         if recalibrate is not None:
             pruned = recalibrate(pruned, sparsity)

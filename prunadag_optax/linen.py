@@ -22,6 +22,7 @@ from prunadag_optax import evaluation
 from prunadag_optax import masks as masks_lib
 from prunadag_optax import structure as structures
 from prunadag_optax._common import checks
+from prunadag_optax._common.packing import packed_like
 from prunadag_optax._core import eval_params as copies
 
 
@@ -136,6 +137,8 @@ class PruningTrainState(train_state.TrainState):
         scope: masks_lib.Scope = "global",
         where: masks_lib.Where | None = None,
         score: masks_lib.Score = "magnitude",
+        layer_budget: masks_lib.Budget = "global",
+        packed: bool = False,
     ) -> Self:
         """Prunes the evaluated parameters; what was pruned before stays pruned.
 
@@ -156,6 +159,9 @@ class PruningTrainState(train_state.TrainState):
           where: predicate (path, leaf) -> bool; None: the leaves that have masks
             already, or `masks.prunable`.
           score: what is ranked, as in `masks.magnitude_mask`.
+          layer_budget: how many each leaf keeps, as in `masks.magnitude_mask`.
+          packed: whether the state holds one bit a weight, as `masks.pack` makes it. A
+            state whose masks are packed stays so. Not for sharded parameters.
 
         Returns:
           The state with pruned parameters and their masks.
@@ -173,7 +179,9 @@ class PruningTrainState(train_state.TrainState):
             where=where,
             score=score,
             opt_state=self.opt_state,
+            layer_budget=layer_budget,
         )
+        masks = masks_lib.pack(masks) if packed else masks
         opt_state, trained = copies.all_relevant(self.opt_state, self._trained)
         state = self.replace(opt_state=opt_state)._with_trained(trained)
         return state._pruned_to(masks)
@@ -186,6 +194,8 @@ class PruningTrainState(train_state.TrainState):
         scope: masks_lib.Scope = "global",
         where: masks_lib.Where | None = None,
         score: masks_lib.Score = "magnitude",
+        layer_budget: masks_lib.Budget = "global",
+        n_m: str | None = None,
     ) -> Self:
         """Prunes to `density(step)` at every so many steps, inside a compiled step.
 
@@ -196,6 +206,8 @@ class PruningTrainState(train_state.TrainState):
           scope: what is ranked together, as in `prune`.
           where: predicate (path, leaf) -> bool, as in `prune`.
           score: what is ranked, as in `prune`.
+          layer_budget: how many each leaf keeps, as in `prune`.
+          n_m: an N:M pattern such as "2:4", as in `masks.mask_on_schedule`.
 
         Returns:
           The state, with new masks where the step is a multiple of `every`.
@@ -231,6 +243,8 @@ class PruningTrainState(train_state.TrainState):
             where=where,
             score=score,
             opt_state=self.opt_state,
+            layer_budget=layer_budget,
+            n_m=n_m,
         )
         return self._pruned_to(masks)
 
@@ -336,7 +350,10 @@ class PruningTrainState(train_state.TrainState):
         return self.replace(
             apply_fn=self.apply_fn if apply_fn is None else apply_fn,
             params=structures.shrink(structure, keep, self.params),
-            masks=structures.shrink(structure, keep, self.masks),
+            masks=packed_like(
+                structures.shrink(structure, keep, masks_lib.unpack(self.masks)),
+                self.masks,
+            ),
             opt_state=structures.shrink(
                 structure,
                 keep,

@@ -17,14 +17,19 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from prunadag_optax._common import checks
+from prunadag_optax._common import budgets, checks
+from prunadag_optax._common.budgets import LayerBudget as LayerBudget
 from prunadag_optax._common.dtypes import value_at, working
-from prunadag_optax._common.leaves import Parts, chosen, contracted_axes, parts_of
+from prunadag_optax._common.leaves import Parts, chosen, parts_of
 from prunadag_optax._common.leaves import Scope as Scope
 from prunadag_optax._common.leaves import Where as Where
 from prunadag_optax._common.leaves import everything as everything
 from prunadag_optax._common.leaves import named as named
 from prunadag_optax._common.leaves import prunable as prunable
+from prunadag_optax._common.packing import is_packed, packed_like
+from prunadag_optax._common.packing import pack as pack
+from prunadag_optax._common.packing import unpack as unpack
+from prunadag_optax._common.patterns import n_of_m
 from prunadag_optax._common.transformation import find_states
 from prunadag_optax._core.pruning_aware import (
     GradientAtPrunedState,
@@ -35,6 +40,9 @@ from prunadag_optax._ranking.lamp import lamp_scores
 
 # "magnitude", "lamp", a function params -> tree of scores, or that tree.
 Score = Any
+Budget = budgets.Budget
+# The last sizes of a block, or a function (path, leaf) -> its size in every axis.
+Block = Sequence[int] | Callable[[tuple[Any, ...], Any], Sequence[int]]
 # An axis, several, or a function (path, leaf) -> either.
 Axis = int | Sequence[int] | Callable[[tuple[Any, ...], Any], Any]
 
@@ -48,6 +56,7 @@ def magnitude_mask(
     previous: Any = None,
     score: Score = "magnitude",
     opt_state: Any = None,
+    layer_budget: Budget = "global",
 ) -> Any:
     r"""The mask that prunes the smallest magnitudes, with exact counts.
 
@@ -75,14 +84,21 @@ def magnitude_mask(
       opt_state: the optimizer's state, or an `nnx.Optimizer`, or None. A leaf that
         `pruning_aware` in it ranks on its own, as it was all zero at the start, is
         ranked on its own here, too, if `where` and the global scope are the same.
+      layer_budget: how many each leaf keeps of what is kept in all: "global", as many
+        as the ranking gives it; "uniform"; "erk" or "er", in proportion to the sum of
+        its dimensions over their product, the last two with "er"; a mapping from
+        patterns of paths, such as "*/embedding", to densities, the other leaves sharing
+        the rest; or a `LayerBudget` of one of these and of a least number that every
+        leaf keeps. The total is exact, and each leaf within one of its share.
 
     Returns:
       Pytree like `params`: bool arrays, True = keep, None where `where` is False.
 
     Raises:
-      ValueError: if `sparsity` is outside [0, 1], `scope` or `score` is unknown, where
-        `where` chooses no leaf, or a leaf that is not a real float, or if `params` are
-        no pytree of parameters but a model or a state.
+      ValueError: if `sparsity` is outside [0, 1], `scope`, `score` or `layer_budget` is
+        unknown, if the budget and the sparsity contradict each other, if `where`
+        chooses no leaf, or a leaf that is not a real float, or if `params` are no
+        pytree of parameters but a model or a state.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -96,38 +112,48 @@ def magnitude_mask(
       Array([[False, False, False,  True],
              [False, False, False,  True]], dtype=bool)
     """
+    pruned = _share_of("sparsity", sparsity)
+    ranked = _Ranked(scope, where, score, opt_state, layer_budget)
+    return ranked.mask(params, pruned, unpack(previous))
+
+
+def _share_of(name: str, sparsity: Any) -> Callable[[int], Any]:
+    """The function n -> how many that share of n is."""
     if not checks.is_scalar_array(sparsity):
-        checks.scalar("sparsity", sparsity, least=0, most=1)
+        checks.scalar(name, sparsity, least=0, most=1)
+        return lambda size: round(float(sparsity) * size)
 
-    def pruned(size: int) -> Any:
-        if checks.is_scalar_array(sparsity):
-            count = jnp.round(jnp.clip(sparsity, 0, 1) * size)
-            return count.astype(counts.count_dtype(size))
-        return round(float(sparsity) * size)
+    def of(size: int) -> Any:
+        count = jnp.round(jnp.clip(sparsity, 0, 1) * size)
+        return count.astype(counts.count_dtype(size))
 
-    return _mask(params, pruned, scope, where, previous, score, opt_state)
+    return of
 
 
-def _mask(
-    params: optax.Params,
-    pruned: Callable[[int], Any],
-    scope: Scope,
-    where: Where | None,
-    previous: Any,
-    score: Score,
-    opt_state: Any,
-) -> Any:
-    """The mask that prunes `pruned(n)` of every n components ranked together."""
-    parts = parts_of(params, where, scope)
-    if previous is not None:
-        checks.mask(previous, params)
-    scores = _scores(params, parts, score)
-    alone = _alone(opt_state, params, parts)
-    if alone is None:
-        return exact.mask_of_parts(
-            params, parts, lambda group, size: pruned(size), previous, scores
-        )
-    return _each_or_together(params, parts, pruned, previous, scores, alone)
+class _Ranked(NamedTuple):
+    """What is ranked, and how; the arguments of `magnitude_mask`."""
+
+    scope: Scope
+    where: Where | None
+    score: Score
+    opt_state: Any
+    layer_budget: Budget
+
+    def mask(self, params: Any, pruned: Callable[[int], Any], held: Any) -> Any:
+        """The mask that prunes `pruned(n)` of every n components ranked together."""
+        parts = parts_of(params, self.where, self.scope, self.layer_budget)
+        if held is not None:
+            checks.mask(held, params)
+        scores = _scores(params, parts, self.score)
+        if not parts.together:
+            return _each(params, parts, pruned, held, scores)
+        own = _alone(self.opt_state, params, parts)
+        if own is None and not parts.budget.least:
+            return exact.mask_of_parts(
+                params, parts, lambda group, size: pruned(size), held, scores
+            )
+        kept = _protected(params, parts, pruned, held, scores, own)
+        return _others(params, parts, pruned, held, scores, *kept)
 
 
 def _alone(opt_state: Any, params: Any, parts: Parts) -> jax.Array | None:
@@ -147,47 +173,108 @@ def _alone(opt_state: Any, params: Any, parts: Parts) -> jax.Array | None:
     return None
 
 
-def _each_or_together(
+def _each(
+    params: optax.Params, parts: Parts, pruned: Any, held: Any, scores: Any
+) -> Any:
+    """The mask with every part ranked on its own."""
+    # What is pruned already counts, so that the total stays exact.
+    alive = None if held is None else _alive(params, parts, held)
+    kept = parts.by_leaf(parts.kept(lambda n: n - pruned(n), alive))
+    return exact.mask_of_parts(
+        params, parts, lambda group, size: size - kept[group[0]], held, scores
+    )
+
+
+def _alive(params: optax.Params, parts: Parts, held: Any) -> list[Any]:
+    """How many weights of each part a mask keeps."""
+    masks = jax.tree.structure(params).flatten_up_to(held)
+    alive: list[Any] = []
+    for i, axes, shape in parts.leaves:
+        size = math.prod(shape[axes:])
+        if masks[i] is None:
+            alive += [size] * math.prod(shape[:axes])
+            continue
+        inside = tuple(range(axes, len(shape)))
+        if isinstance(masks[i], Tracer):
+            number = jnp.sum(masks[i], inside, counts.count_dtype(size))
+            alive += [*number.reshape(-1)]
+        else:
+            alive += np.sum(masks[i], inside, int).reshape(-1).tolist()
+    return alive
+
+
+def _protected(
+    params: optax.Params, parts: Parts, pruned: Any, held: Any, scores: Any, own: Any
+) -> tuple[dict[int, Any], dict[int, Any]]:
+    """What is kept whatever the common ranking says, and what is not in the ranking.
+
+    Returns:
+      By the index of a leaf: the mask of the least number that it keeps, and whether it
+      is ranked on its own, with its mask.
+    """
+    alone = dataclasses.replace(parts, together=False)
+    least, apart = {}, {}
+    if parts.budget.least:
+        floor = exact.mask_of_parts(
+            params,
+            alone,
+            lambda group, size: size - min(parts.budget.least, size),
+            held,
+            scores,
+        )
+        floor = jax.tree.structure(params).flatten_up_to(floor)
+        least = {i: floor[i] for i, *_ in parts.leaves}
+    if own is not None:
+        each = exact.mask_of_parts(
+            params, alone, lambda group, size: pruned(size), held, scores
+        )
+        each = jax.tree.structure(params).flatten_up_to(each)
+        flags = zip((i for i, *_ in parts.leaves), own, strict=True)
+        apart = {i: (flag, each[i]) for i, flag in flags}
+    return least, apart
+
+
+def _others(
     params: optax.Params,
     parts: Parts,
     pruned: Callable[[int], Any],
-    previous: Any,
+    held: Any,
     scores: Any,
-    alone: jax.Array,
+    least: dict[int, Any],
+    apart: dict[int, Any],
 ) -> Any:
-    """The mask with some leaves ranked on their own; these take their share first."""
+    """The mask of the common ranking, in which what is protected is the largest."""
     treedef = jax.tree.structure(params)
-    flags = dict(zip((i for i, *_ in parts.leaves), alone, strict=True))
-    each = exact.mask_of_parts(
-        params,
-        dataclasses.replace(parts, together=False),
-        lambda group, size: pruned(size),
-        previous,
-        scores,
-    )
-    # Among the others, those on their own are the largest, and so are not pruned.
     ranked = jax.tree.leaves(params if scores is None else scores)
-    held = [None] * len(ranked)
-    if previous is not None:
-        held = treedef.flatten_up_to(previous)
-    for i, flag in flags.items():
+    masks = [None] * len(ranked) if held is None else treedef.flatten_up_to(held)
+    for i, floor in least.items():
+        ranked[i] = jnp.where(floor, jnp.inf, ranked[i])
+    for i, (flag, _) in apart.items():
         ranked[i] = jnp.where(flag, jnp.inf, ranked[i])
-        held[i] = None if held[i] is None else flag | held[i]
-    own = sum(
-        jnp.where(flag, pruned(size), 0)
-        for flag, size in zip(alone, parts.sizes, strict=True)
+        masks[i] = None if masks[i] is None else flag | masks[i]
+    sizes = [math.prod(shape) for _, _, shape in parts.leaves]
+    most = sum(size - min(parts.budget.least, size) for size in sizes)
+
+    def left_out(group, size):
+        del group
+        # What is ranked on its own takes its share first.
+        flags = [flag for flag, _ in apart.values()]
+        own = [jnp.where(f, pruned(n), 0) for f, n in zip(flags, sizes, strict=False)]
+        count = pruned(size) - sum(own)
+        return min(count, most) if isinstance(count, int) else jnp.clip(count, 0, most)
+
+    kept = treedef.flatten_up_to(
+        exact.mask_of_parts(
+            params,
+            parts,
+            left_out,
+            None if held is None else treedef.unflatten(masks),
+            treedef.unflatten(ranked),
+        )
     )
-    others = exact.mask_of_parts(
-        params,
-        parts,
-        lambda group, size: jnp.maximum(pruned(size) - own, 0),
-        treedef.unflatten(held) if previous is not None else None,
-        treedef.unflatten(ranked),
-    )
-    each, others = map(treedef.flatten_up_to, (each, others))
-    for i, flag in flags.items():
-        each[i] = jnp.where(flag, each[i], others[i])
-    return treedef.unflatten(each)
+    for i, (flag, mask) in apart.items():
+        kept[i] = jnp.where(flag, mask, kept[i])
+    return treedef.unflatten(kept)
 
 
 def _scores(params: optax.Params, parts: Parts, score: Score) -> Any:
@@ -255,41 +342,194 @@ def n_m_mask(
         raise ValueError(
             f"n and m must be integers, 0 <= n <= m; got n={n!r}, m={m!r}."
         )
+    members = [i for i, member in enumerate(chosen(params, where)) if member]
+    return exact.mask_of_groups(params, members, n, m, axis)
+
+
+def block_mask(
+    params: optax.Params,
+    sparsity: chex.Numeric,
+    block: Block,
+    *,
+    pooling: str = "average",
+    scope: Scope = "global",
+    where: Where | None = None,
+    previous: Any = None,
+    score: Score = "magnitude",
+    layer_budget: Budget = "global",
+) -> Any:
+    r"""The mask that prunes whole blocks of weights, with an exact number of blocks.
+
+    .. math::
+       s_B = \frac{1}{|B|} \sum_{i \in B} |x_i| \text{ or } \max_{i \in B} |x_i|, \quad
+       \mathrm{round}(\sigma N) \text{ of } N \text{ blocks, with the smallest } s_B
+
+    Args:
+      params: pytree of real floating arrays.
+      sparsity: sigma in [0, 1], the share of the blocks to prune, as in
+        `magnitude_mask`.
+      block: (height, width), in the last axes of a leaf; a block covers one index of
+        each other axis, and what is left at an edge is a smaller block. Or a function
+        (path, leaf) -> the size in every axis.
+      pooling: "average" or "max", of the magnitudes or scores in a block.
+      scope: "global", "leaf" or a function, as in `magnitude_mask`.
+      where: predicate (path, leaf) -> bool; None is `prunable`.
+      previous: the mask already held, or None. What it prunes stays pruned; a block
+        counts as pruned when all of it is.
+      score: as in `magnitude_mask`, before pooling.
+      layer_budget: as in `magnitude_mask`, in blocks.
+
+    Returns:
+      Pytree like `params`: bool arrays, True = keep, None for leaves not to prune.
+
+    Raises:
+      ValueError: as `magnitude_mask`, and for a block that does not fit a leaf.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import masks
+      >>> kernel = jnp.array([[1.0, 1.0, 3.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+      >>> masks.block_mask(kernel, 0.5, (2, 2))
+      Array([[ True,  True, False, False],
+             [ True,  True, False, False]], dtype=bool)
+    """
+    checks.choice("pooling", pooling, ("average", "max"))
+    pruned = _share_of("sparsity", sparsity)
+    parts = parts_of(params, where, scope)
+    previous = unpack(previous)
+    if previous is not None:
+        checks.mask(previous, params)
+    scores = _scores(params, parts, score)
     paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    contracted = contracted_axes([path for path, _ in paths_leaves])
-
-    def leaf_mask(path, leaf):
+    ranked = jax.tree.leaves(params if scores is None else scores)
+    held: list[Any] = [None] * len(ranked)
+    if previous is not None:
+        held = treedef.flatten_up_to(previous)
+    sizes = {}
+    for i, *_ in parts.leaves:
+        path, leaf = paths_leaves[i]
         checks.real_leaf("params", path, leaf)
-        given = axis(path, leaf) if callable(axis) else axis
-        shape = jnp.shape(leaf)
-        axes = contracted(path, leaf) if given is None else _axes(given, len(shape))
-        known = all(-len(shape) <= i < len(shape) for i in axes)
-        if not known or math.prod(shape[i] for i in axes) % m:
-            name = f"axis {axes[0]}" if len(axes) == 1 else f"axes {axes}"
-            raise ValueError(
-                f"m must divide {name} of params{jax.tree_util.keystr(path)}, which "
-                f"has the shape {shape}; got m={m}. Leave it out with `where`, or name "
-                "the axis that the layer contracts with `axis`."
-            )
-        return exact.keep_largest_in_groups(jnp.asarray(leaf), n, m, axes)
-
-    members = chosen(params, where)
-    return treedef.unflatten(
-        leaf_mask(path, leaf) if member else None
-        for member, (path, leaf) in zip(members, paths_leaves, strict=True)
+        sizes[i] = _block_of(block, path, leaf)
+        ranked[i] = _pooled(jnp.abs(working(jnp.asarray(ranked[i]))), sizes[i], pooling)
+        held[i] = None if held[i] is None else _pooled(held[i], sizes[i], "max")
+    members = {path for i, (path, _) in enumerate(paths_leaves) if i in sizes}
+    blocks = _Ranked(
+        scope, lambda path, leaf: path in members, "magnitude", None, layer_budget
+    ).mask(
+        treedef.unflatten(ranked),
+        pruned,
+        None if previous is None else treedef.unflatten(held),
     )
+    masks = treedef.flatten_up_to(blocks)
+    for i, size in sizes.items():
+        shape = jnp.shape(paths_leaves[i][1])
+        for axis, n in enumerate(size):
+            masks[i] = jnp.repeat(masks[i], n, axis)
+        masks[i] = masks[i][tuple(map(slice, shape))]
+    mask = treedef.unflatten(masks)
+    if previous is None:
+        return mask
+    return _map(lambda keep, old: keep if keep is None else keep & old, mask, previous)
 
 
-def _axes(given: Any, ndim: int) -> tuple[int, ...]:
-    """The argument `axis` of an array of so many axes, as a tuple."""
-    axes = (given,) if not isinstance(given, Sequence) else tuple(given)
-    whole = all(isinstance(i, int) for i in axes)
-    if not (whole and axes and len({i % max(ndim, 1) for i in axes}) == len(axes)):
+def _block_of(block: Block, path: Any, leaf: Any) -> tuple[int, ...]:
+    """The size of a leaf's blocks in every axis."""
+    shape: Any = jnp.shape(leaf)
+    given: Any = block(path, leaf) if callable(block) else block
+    sizes = (given,) if isinstance(given, int) else tuple(given)
+    if not callable(block):
+        sizes = (1,) * (len(shape) - len(sizes)) + sizes
+    if len(sizes) != len(shape) or not all(isinstance(n, int) and n > 0 for n in sizes):
         raise ValueError(
-            "axis must be an integer, several different ones, or a function (path, "
-            f"leaf) -> either; got {given!r:.80}."
+            "block must be the sizes of a block in the last axes of a leaf, such as "
+            "(4, 4), or a function (path, leaf) -> its sizes in all axes; got "
+            f"{given!r:.80} for params{jax.tree_util.keystr(path)} of shape {shape}."
         )
-    return axes
+    return tuple(min(n, max(size, 1)) for n, size in zip(sizes, shape, strict=True))
+
+
+def _pooled(x: jax.Array, block: tuple[int, ...], pooling: str) -> jax.Array:
+    """The mean or the maximum over the blocks of an array, smaller ones at its ends."""
+    whole = [(-n % size) for n, size in zip(x.shape, block, strict=True)]
+    pairs = [(-(-n // size), size) for n, size in zip(x.shape, block, strict=True)]
+
+    def of_blocks(x):
+        x = jnp.pad(x, [(0, n) for n in whole])
+        x = x.reshape([n for pair in pairs for n in pair])
+        axes = tuple(range(1, 2 * len(block), 2))
+        return jnp.max(x, axes) if pooling == "max" else jnp.sum(x, axes)
+
+    if pooling == "max":
+        return of_blocks(x)
+    return of_blocks(x) / of_blocks(jnp.ones_like(x))
+
+
+def channel_mask(
+    params: optax.Params,
+    sparsity: chex.Numeric,
+    *,
+    axis: int = -1,
+    pooling: str = "average",
+    scope: Scope = "global",
+    where: Where | None = None,
+    previous: Any = None,
+    score: Score = "magnitude",
+    layer_budget: Budget = "global",
+) -> Any:
+    r"""The mask that prunes whole channels: all weights of an index along one axis.
+
+    It masks each leaf on its own. To remove units from a model, with all that belongs
+    to them, take `prunadag_optax.structure`.
+
+    .. math:: \mathrm{round}(\sigma N) \text{ of the } N \text{ channels are pruned}
+
+    Args:
+      params: pytree of real floating arrays.
+      sparsity: sigma in [0, 1], the share of the channels to prune.
+      axis: the axis whose indices are the channels; -1, the outputs of a kernel
+        [..., in, out].
+      pooling: "average" or "max", of the magnitudes or scores in a channel.
+      scope: as in `magnitude_mask`.
+      where: predicate (path, leaf) -> bool; None is `prunable`.
+      previous: as in `block_mask`.
+      score: as in `magnitude_mask`, before pooling.
+      layer_budget: as in `magnitude_mask`, in channels.
+
+    Returns:
+      Pytree like `params`: bool arrays, True = keep, None for leaves not to prune.
+
+    Raises:
+      ValueError: as `magnitude_mask`, and for an axis that a leaf does not have.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import masks
+      >>> masks.channel_mask(jnp.array([[1.0, 0.0], [2.0, 2.5]]), 0.5)
+      Array([[ True, False],
+             [ True, False]], dtype=bool)
+    """
+
+    def block(path, leaf):
+        shape: Any = jnp.shape(leaf)
+        if not (isinstance(axis, int) and -len(shape) <= axis < len(shape)):
+            raise ValueError(
+                f"axis must be one of params{jax.tree_util.keystr(path)}, which has "
+                f"the shape {shape}; got {axis!r}."
+            )
+        own = axis % len(shape)
+        return [1 if i == own else max(n, 1) for i, n in enumerate(shape)]
+
+    return block_mask(
+        params,
+        sparsity,
+        block,
+        pooling=pooling,
+        scope=scope,
+        where=where,
+        previous=previous,
+        score=score,
+        layer_budget=layer_budget,
+    )
 
 
 def _map(function: Callable[..., Any], mask: Any, *trees: Any) -> Any:
@@ -320,6 +560,7 @@ def apply_mask(params: optax.Params, mask: Any) -> Any:
       >>> masks.apply_mask(jnp.array([1.0, -2.0]), jnp.array([True, False]))
       Array([1., 0.], dtype=float32)
     """
+    mask = unpack(mask)
     checks.mask(mask, params)
     kept, treedef = jax.tree.flatten(mask, is_leaf=lambda leaf: leaf is None)
     parts = treedef.flatten_up_to(params)
@@ -360,6 +601,7 @@ def sparsity(mask_or_params: Any) -> jax.Array:
       >>> float(masks.sparsity(jnp.array([0.0, 1.0, 0.0, 2.0])))
       0.5
     """
+    mask_or_params = unpack(mask_or_params)
     checks.parameters("mask_or_params", mask_or_params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(mask_or_params):
         if checks.dtype_of(leaf) != jnp.bool_:
@@ -404,6 +646,7 @@ def prune(
     previous: Any = None,
     score: Score = "magnitude",
     opt_state: Any = None,
+    layer_budget: Budget = "global",
 ) -> tuple[Any, Any]:
     r"""Prunes by magnitude in one shot.
 
@@ -418,6 +661,7 @@ def prune(
       previous: the mask already held, or None, as in `magnitude_mask`.
       score: "magnitude", "lamp", a function or a tree, as in `magnitude_mask`.
       opt_state: as in `magnitude_mask`.
+      layer_budget: as in `magnitude_mask`.
 
     Returns:
       The pruned parameters and their mask.
@@ -440,6 +684,7 @@ def prune(
         previous=previous,
         score=score,
         opt_state=opt_state,
+        layer_budget=layer_budget,
     )
     return apply_mask(params, mask), mask
 
@@ -453,6 +698,7 @@ def prune_further(
     where: Where | None = None,
     score: Score = "magnitude",
     opt_state: Any = None,
+    layer_budget: Budget = "global",
 ) -> tuple[Any, Any]:
     """Prunes on top of a mask that is held: `prune`, but never to a lower sparsity.
 
@@ -466,9 +712,10 @@ def prune_further(
         nothing is held, `prunable`.
       score: "magnitude", "lamp", a function or a tree, as in `magnitude_mask`.
       opt_state: as in `magnitude_mask`.
+      layer_budget: as in `magnitude_mask`.
 
     Returns:
-      The pruned parameters and their mask.
+      The pruned parameters and their mask, packed where `held` is.
 
     Raises:
       ValueError: as `magnitude_mask`, or if more is pruned already.
@@ -481,12 +728,13 @@ def prune_further(
       >>> pruned.tolist()
       [0.0, -3.0, 2.0, 0.0]
     """
-    where = where_held(where, held)
+    where, kept = where_held(where, held), held
+    held = unpack(held)
     if held is not None and not checks.is_scalar_array(sparsity):
         checks.scalar("sparsity", sparsity, least=0, most=1)
         checks.mask(held, params)
         _check_not_lower(params, float(sparsity), held, scope, where)
-    return prune(
+    params, mask = prune(
         params,
         sparsity,
         scope=scope,
@@ -494,7 +742,9 @@ def prune_further(
         previous=held,
         score=score,
         opt_state=opt_state,
+        layer_budget=layer_budget,
     )
+    return params, packed_like(mask, kept)
 
 
 def _check_not_lower(
@@ -532,7 +782,8 @@ def where_held(where: Where | None, held: Any) -> Where | None:
     """
     if where is not None or held is None:
         return where
-    paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(held)}
+    paths_leaves = jax.tree_util.tree_leaves_with_path(held, is_leaf=is_packed)
+    paths = {path for path, _ in paths_leaves}
     return lambda path, leaf: path in paths
 
 
@@ -547,6 +798,8 @@ def mask_on_schedule(
     where: Where | None = None,
     score: Score = "magnitude",
     opt_state: Any = None,
+    layer_budget: Budget = "global",
+    n_m: str | None = None,
 ) -> Any:
     r"""The mask to hold after so many steps, inside a compiled step or outside.
 
@@ -570,9 +823,12 @@ def mask_on_schedule(
         nothing is held, `prunable`.
       score: "magnitude", "lamp", a function or a tree, as in `magnitude_mask`.
       opt_state: as in `magnitude_mask`.
+      layer_budget: as in `magnitude_mask`.
+      n_m: an N:M pattern, such as "2:4", in place of the ranking: of every M weights
+        that a layer contracts max(N, round(delta_k M)) are kept.
 
     Returns:
-      The mask, `held` itself at all other steps.
+      The mask, `held` itself at all other steps; packed where `held` is.
 
     Raises:
       ValueError: for an argument out of range, or if `where` chooses a leaf for which
@@ -588,9 +844,13 @@ def mask_on_schedule(
     """
     checks.integer("every", every, least=1)
     checks.scalar_or_schedule("density", density, above=0, most=1)
+    pattern = None if n_m is None else n_of_m("n_m", n_m)
     where = where_held(where, held)
+    ranked = _Ranked(scope, where, score, opt_state, layer_budget)
+    kept = held
     if held is None:
-        held = magnitude_mask(params, 0.0, scope=scope, where=where)
+        held = kept = magnitude_mask(params, 0.0, scope=scope, where=where)
+    held = unpack(held)
     checks.masks_for(chosen(params, where), held, params)
     # Signed: nnx.Optimizer counts in uint32, where a schedule's count - begin wraps.
     count = jnp.asarray(count, jnp.int32)
@@ -604,15 +864,13 @@ def mask_on_schedule(
         if not isinstance(known, Tracer):
             # To a thousandth: rounding may carry a schedule past 1.
             checks.scalar("density", round(float(known), 3), least=0, most=1)
-        return _mask(
-            params,
-            lambda n: n - counts.target_count(share, n),
-            scope,
-            where,
-            held,
-            score,
-            opt_state,
-        )
+        if pattern is None:
+            mask = ranked.mask(
+                params, lambda n: n - counts.target_count(share, n), held
+            )
+        else:
+            mask = _gradual_n_m(params, share, pattern, where, held)
+        return packed_like(mask, kept)
 
     due = count % every == 0
     if callable(density) and every > 1:
@@ -621,18 +879,40 @@ def mask_on_schedule(
         )
         due |= (now < before) & (now == later)
     if isinstance(due, Tracer):
-        return jax.lax.cond(due, new, lambda: held)
-    return new() if due else held
+        return jax.lax.cond(due, new, lambda: kept)
+    return new() if due else kept
+
+
+def _gradual_n_m(
+    params: optax.Params, share: Any, pattern: Any, where: Where | None, held: Any
+) -> Any:
+    """Of every m the share, at least n; what is pruned already goes first."""
+    n, m = pattern
+    ranked = _map(
+        lambda keep, x: x if keep is None else jnp.where(keep, x, 0), held, params
+    )
+    members = [i for i, member in enumerate(chosen(params, where)) if member]
+    count = jnp.clip(jnp.round(share * m), n, m).astype(jnp.int32)
+    new = jax.lax.switch(
+        count - n,
+        [
+            lambda j=j: exact.mask_of_groups(ranked, members, j, m)
+            for j in range(n, m + 1)
+        ],
+    )
+    return _map(lambda keep, old: keep if keep is None else keep & old, new, held)
 
 
 class KeepPrunedState(NamedTuple):
     """State of `keep_pruned`: the mask, so that it is saved with the optimizer."""
 
-    mask: Any  # bool, shapes of params; None for leaves that are not prunable
+    mask: Any  # bool or packed, as params; None for leaves that are not prunable
 
 
 def keep_pruned(
     mask: Any | Callable[[optax.Params], Any],
+    *,
+    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps pruned weights at exactly zero under any optimizer it ends the chain of.
 
@@ -648,6 +928,8 @@ def keep_pruned(
       mask: pytree of bool like the parameters (None for leaves that are not prunable),
         or a function params -> mask, called by `init`. A module of arrays that can be
         called, such as Equinox's, is a mask.
+      packed: whether the state has one bit a weight, as `pack` makes it, and not a
+        byte. Not for sharded parameters.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; its state is `KeepPrunedState`.
@@ -675,10 +957,12 @@ def keep_pruned(
         # tree.map_params calls init with a placeholder, which has no leaves, to see
         # where it comes back.
         if jax.tree.leaves(params):
-            tree = mask(params) if callable(mask) and computed else mask
+            tree = unpack(mask(params) if callable(mask) and computed else mask)
             checks.mask(tree, params)
         elif like_params:
-            tree = params
+            return KeepPrunedState(params)
+        if packed:
+            return KeepPrunedState(pack(tree))
         # A copy: donating the state must not delete the caller's mask.
         return KeepPrunedState(jax.tree.map(jnp.array, tree))
 
@@ -689,7 +973,7 @@ def keep_pruned(
         checks.same_trees("updates", updates, "params", params)
         held = _map(
             lambda keep, u, x: u if keep is None else jnp.where(keep, u, -x),
-            state.mask,
+            unpack(state.mask),
             updates,
             params,
         )

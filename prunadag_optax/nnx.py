@@ -29,11 +29,12 @@ from prunadag_optax import structure as structures
 from prunadag_optax._common import checks
 from prunadag_optax._common.leaves import chosen
 from prunadag_optax._common.opt_states import by_path, place
+from prunadag_optax._common.packing import PackedMask, is_packed
 from prunadag_optax._core import eval_params as copies
 
 
 class PruningMask(nnx.Variable):
-    """The mask of one parameter: bool, its shape, True = keep."""
+    """The mask of one parameter: bool, its shape, True = keep; or packed, in bytes."""
 
 
 class PruningMasks(nnx.Pytree):
@@ -58,16 +59,16 @@ class PruningMasks(nnx.Pytree):
         """
         self.masks = nnx.data(
             jax.tree.map(
-                lambda mask: mask if _is_mask(mask) else PruningMask(mask),
+                lambda mask: mask if _is_mask(mask) else _mask_of(mask, {}),
                 masks,
-                is_leaf=_is_mask,
+                is_leaf=lambda node: _is_mask(node) or is_packed(node),
             )
         )
         self.wrt = wrt
 
     def tree(self) -> Any:
         """The masks as an nnx.State of plain arrays."""
-        return nnx.as_pure(self.masks)
+        return masks_lib.unpack(jax.tree.map(_value, self.masks, is_leaf=_is_mask))
 
     def sparsity(self) -> jax.Array:
         """The share of the prunable weights that is pruned, a float32 scalar."""
@@ -143,6 +144,7 @@ class PruningMasks(nnx.Pytree):
         scope: masks_lib.Scope = "global",
         where: masks_lib.Where | None = None,
         score: masks_lib.Score = "magnitude",
+        layer_budget: masks_lib.Budget = "global",
     ) -> None:
         """Prunes further, in place; what was pruned before stays pruned.
 
@@ -153,6 +155,7 @@ class PruningMasks(nnx.Pytree):
           scope: what is ranked together, as in `masks.magnitude_mask`.
           where: predicate (path, leaf) -> bool; None: the parameters that have masks.
           score: what is ranked, as in `masks.magnitude_mask`.
+          layer_budget: how many each leaf keeps, as in `masks.magnitude_mask`.
 
         Raises:
           ValueError: if `sparsity` is outside [0, 1] or below what is pruned already,
@@ -169,6 +172,7 @@ class PruningMasks(nnx.Pytree):
             where=where,
             score=score,
             opt_state=optimizer,
+            layer_budget=layer_budget,
         )
         self._store(masks)
         self._begin(model, optimizer)
@@ -183,6 +187,8 @@ class PruningMasks(nnx.Pytree):
         every: int = 1,
         scope: masks_lib.Scope = "global",
         score: masks_lib.Score = "magnitude",
+        layer_budget: masks_lib.Budget = "global",
+        n_m: str | None = None,
     ) -> None:
         """Prunes to `density(step)` at every so many steps, in place, under nnx.jit.
 
@@ -195,6 +201,8 @@ class PruningMasks(nnx.Pytree):
           every: number of steps from one change of the masks to the next.
           scope: what is ranked together, as in `masks.magnitude_mask`.
           score: what is ranked, as in `masks.magnitude_mask`.
+          layer_budget: how many each leaf keeps, as in `masks.magnitude_mask`.
+          n_m: an N:M pattern such as "2:4", as in `masks.mask_on_schedule`.
 
         Raises:
           ValueError: as `masks.mask_on_schedule`.
@@ -208,6 +216,8 @@ class PruningMasks(nnx.Pytree):
             scope=scope,
             score=score,
             opt_state=optimizer,
+            layer_budget=layer_budget,
+            n_m=n_m,
         )
         self._store(masks)
         self._hold(model, optimizer)
@@ -228,11 +238,11 @@ class PruningMasks(nnx.Pytree):
         return masks_lib.finalise(_evaluated(model, self.wrt, optimizer), self.tree())
 
     def _store(self, masks: Any) -> None:
-        variables = jax.tree.leaves(
-            self.masks, is_leaf=lambda node: isinstance(node, PruningMask)
-        )
-        for variable, mask in zip(variables, jax.tree.leaves(masks), strict=True):
-            variable.set_value(mask)
+        variables = jax.tree.leaves(self.masks, is_leaf=_is_mask)
+        masks = jax.tree.leaves(masks_lib.unpack(masks))
+        for variable, mask in zip(variables, masks, strict=True):
+            packed = is_packed(_value(variable))
+            variable.set_value(masks_lib.pack(mask).bits if packed else mask)
 
     def _params(self, model: nnx.Module) -> Any:
         return nnx.as_pure(nnx.state(model, self.wrt))
@@ -303,6 +313,8 @@ def prune(
     scope: masks_lib.Scope = "global",
     where: masks_lib.Where | None = None,
     score: masks_lib.Score = "magnitude",
+    layer_budget: masks_lib.Budget = "global",
+    packed: bool = False,
 ) -> PruningMasks:
     """Prunes a model, in place, and returns its masks.
 
@@ -323,6 +335,9 @@ def prune(
       where: predicate (path, leaf) -> bool over the selected parameters; None is
         `masks.prunable`.
       score: what is ranked, as in `masks.magnitude_mask`.
+      layer_budget: how many each leaf keeps, as in `masks.magnitude_mask`.
+      packed: whether to hold one bit a weight, as `masks.pack` makes it. Not for
+        sharded parameters.
 
     Returns:
       The `PruningMasks` to train on with.
@@ -348,13 +363,19 @@ def prune(
     """
     params = _evaluated(model, wrt, optimizer)
     _, masks = masks_lib.prune(
-        params, sparsity, scope=scope, where=where, score=score, opt_state=optimizer
+        params,
+        sparsity,
+        scope=scope,
+        where=where,
+        score=score,
+        opt_state=optimizer,
+        layer_budget=layer_budget,
     )
     # With the metadata by which the parameter is sharded.
     variables = nnx.to_flat_state(nnx.state(model, wrt))
     metadata = {path: _sharding(variable) for path, variable in variables}
     held = [
-        (path, mask if mask is None else PruningMask(mask, **metadata[path]))
+        (path, mask if mask is None else _mask_of(mask, metadata[path], packed))
         for path, mask in nnx.to_flat_state(masks)
     ]
     pruning = PruningMasks(nnx.from_flat_state(held), wrt=wrt)
@@ -573,6 +594,20 @@ def _sharding(variable: nnx.Variable) -> dict[str, Any]:
 
 def _is_mask(node: Any) -> bool:
     return isinstance(node, PruningMask)
+
+
+def _mask_of(mask: Any, metadata: dict[str, Any], packed: bool = False) -> PruningMask:
+    """The variable of a mask; a packed one is its bytes, with the shape beside them."""
+    mask = masks_lib.pack(mask) if packed else mask
+    if is_packed(mask):
+        return PruningMask(mask.bits, packed_shape=mask.shape)
+    return PruningMask(mask, **metadata)
+
+
+def _value(variable: PruningMask) -> Any:
+    shape = variable.get_metadata().get("packed_shape")
+    value = variable.get_value()
+    return value if shape is None else PackedMask(value, shape)
 
 
 def _like_in(like: Any, tree: Any, default: Callable[[Any], Any]) -> Any:

@@ -26,7 +26,9 @@ import optax
 
 from prunadag_optax import masks, schedules
 from prunadag_optax._common import checks
+from prunadag_optax._common.budgets import Budget
 from prunadag_optax._common.leaves import Scope, Where, prunable
+from prunadag_optax._common.patterns import share
 from prunadag_optax._core.eval_params import eval_params
 from prunadag_optax._core.pruning_aware import Score, pruning_aware
 
@@ -116,6 +118,7 @@ def targeted(
     score: Score = "magnitude",
     where: Where | None = None,
     scope: Scope = "global",
+    layer_budget: Budget = "global",
 ) -> optax.GradientTransformationExtraArgs:
     r"""For one sparsity that is known before training.
 
@@ -146,6 +149,7 @@ def targeted(
       score: what is ranked; give `masks.prune` the same.
       where: predicate (path, leaf) -> bool; None: `masks.prunable`.
       scope: what is ranked together.
+      layer_budget: how it is shared out among the leaves.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; see `pruning_aware`.
@@ -183,6 +187,7 @@ def targeted(
         soft_threshold=soft_threshold,
         where=where,
         scope=scope,
+        layer_budget=layer_budget,
     )
 
 
@@ -194,13 +199,14 @@ def any_sparsity(
     l1: optax.ScalarOrSchedule | None = None,
     weight_decay: chex.Numeric | None = None,
     dense_share: float = 0.1,
-    densities: Sequence[float] | None = None,
+    densities: Sequence[float | str] | None = None,
     begin: float = BEGIN,
     end: float = 0.6,
     shrink_rate: optax.ScalarOrSchedule = 0.0,
     score: Score = "magnitude",
     where: Where | None = None,
     scope: Scope = "global",
+    layer_budget: Budget = "global",
 ) -> optax.GradientTransformationExtraArgs:
     r"""For any sparsity, chosen after training.
 
@@ -228,14 +234,15 @@ def any_sparsity(
       weight_decay: see `targeted`; None: 0.1 with "adam", 0.001 with "momentum".
       dense_share: share of the turns that train the dense network, in [0, 1). The more
         it has the better it is, and the worse the sparse ones.
-      densities: the turns l themselves, in (0, 1], in their order; None is
-        `schedules.density_cycle(dense_share)`.
+      densities: the turns l themselves, in (0, 1], in their order; N:M patterns such as
+        "2:4" take turns, too. None is `schedules.density_cycle(dense_share)`.
       begin: part of the training with the dense network, in [0, 1).
       end: part of the training after which all densities take turns, in (begin, 1].
       shrink_rate: see `pruning_aware`, as the others.
       score: what is ranked; give `masks.prune` the same.
       where: predicate (path, leaf) -> bool; None: `masks.prunable`.
       scope: what is ranked together.
+      layer_budget: how it is shared out among the leaves.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; see `pruning_aware`.
@@ -263,10 +270,9 @@ def any_sparsity(
     if densities is None:
         densities = schedules.density_cycle(dense_share)
     densities = checks.sequence("densities", densities, "(1.0, 0.1)")
-    for density in densities:
-        checks.scalar("densities", density, above=0, most=1)
+    shares = [share("densities", density)[0] for density in densities]
     least = schedules.cubic_density(
-        min(densities, default=1.0), begin=begin * total_steps, end=end * total_steps
+        min(shares, default=1.0), begin=begin * total_steps, end=end * total_steps
     )
     optimizer, soft_threshold = _base_of(
         base, total_steps, learning_rate, l1, weight_decay, where
@@ -280,6 +286,7 @@ def any_sparsity(
         gradient_at="pruned",
         where=where,
         scope=scope,
+        layer_budget=layer_budget,
     )
 
 
@@ -308,6 +315,7 @@ def ladder(
     score: Score = "magnitude",
     where: Where | None = None,
     scope: Scope = "global",
+    layer_budget: Budget = "global",
 ) -> Iterator[Member]:
     r"""Networks at rising sparsities, one after another out of one training.
 
@@ -333,6 +341,7 @@ def ladder(
       score: what is ranked, and pruned by.
       where: predicate (path, leaf) -> bool; None: `masks.prunable`.
       scope: what is ranked together.
+      layer_budget: how it is shared out among the leaves.
 
     Yields:
       A `Member` for each sparsity, as soon as it is there.
@@ -385,6 +394,7 @@ def ladder(
         shrink_rate=shrink_rate,
         where=where,
         scope=scope,
+        layer_budget=layer_budget,
     )
 
     @jax.jit
@@ -416,6 +426,7 @@ def ladder(
                 score=score,
                 where=where,
                 scope=scope,
+                layer_budget=layer_budget,
             )
             yield Member(sparsity, end, pruned, mask, aux)
             begin = end

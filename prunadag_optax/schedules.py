@@ -6,6 +6,7 @@ be called inside a compiled step.
 
 import itertools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -15,6 +16,7 @@ import optax
 
 from prunadag_optax._common import checks
 from prunadag_optax._common.dtypes import value_at
+from prunadag_optax._common.patterns import NOfM, share
 
 # Part of the training in which `stable_decay` does not fall.
 STABLE = 0.6
@@ -25,14 +27,15 @@ SPARSE_TURNS = (0.1, 0.05, 0.02, 0.1, 0.05, 0.02, 0.01, 0.1, 0.05)
 
 
 def density_cycle(
-    dense_share: float = 0.1, turns: Sequence[float] = SPARSE_TURNS
-) -> tuple[float, ...]:
+    dense_share: float = 0.1, turns: Sequence[float | str] = SPARSE_TURNS
+) -> tuple[float | str, ...]:
     """The turns of `recipes.any_sparsity`: the dense network's among the sparse ones.
 
     Args:
       dense_share: share of the turns that train the dense network, in [0, 1), to the
         nearest number of turns; they lie evenly among the others.
-      turns: the other densities, in (0, 1], in their order.
+      turns: the other densities, in (0, 1], or N:M patterns such as "2:4", in their
+        order.
 
     Returns:
       The densities of a cycle.
@@ -53,10 +56,10 @@ def density_cycle(
     checks.scalar("dense_share", dense_share, least=0, below=1)
     turns = checks.sequence("turns", turns, "(0.1, 0.05)")
     for turn in turns:
-        checks.scalar("turns", turn, above=0, most=1)
+        share("turns", turn)
     number = len(turns)
     dense = round(number * dense_share / (1 - dense_share))
-    cycle: list[float] = []
+    cycle: list[float | str] = []
     for i, turn in enumerate(turns):
         before, after = (-(-j * dense // number) for j in (i, i + 1))
         cycle += [1.0] * (after - before) + [turn]
@@ -135,15 +138,40 @@ def one_shot_density(density: chex.Numeric, *, step: int) -> optax.Schedule:
     return lambda count: jnp.where(jnp.asarray(count) >= step, density, 1.0)
 
 
+class CyclicDensity(NamedTuple):
+    """The schedule of `cyclic_density`, with the N:M patterns that take turns in it."""
+
+    shares: tuple[float, ...]
+    of_turn: tuple[int, ...]  # the pattern of each turn, by its index; -1: none
+    patterns: tuple[NOfM, ...]
+    least: optax.ScalarOrSchedule
+
+    def __call__(self, count: jax.typing.ArrayLike) -> jax.Array:
+        """The density in a step."""
+        return jnp.maximum(self._turn(self.shares, count), value_at(self.least, count))
+
+    def pattern_at(self, count: jax.typing.ArrayLike) -> jax.Array:
+        """The index of the pattern in a step; -1: none, or more is to be kept."""
+        share, index = (self._turn(of, count) for of in (self.shares, self.of_turn))
+        return jnp.where(value_at(self.least, count) > share, -1, index)
+
+    def _turn(self, of_turn: tuple[float, ...], count: Any) -> jax.Array:
+        values = np.array(of_turn)
+        values = values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
+        return jnp.asarray(values)[jnp.asarray(count, jnp.int32) % len(values)]
+
+
 def cyclic_density(
-    densities: Sequence[float], *, least: optax.ScalarOrSchedule = 0.0
-) -> optax.Schedule:
+    densities: Sequence[float | str], *, least: optax.ScalarOrSchedule = 0.0
+) -> CyclicDensity:
     r"""Densities that take turns, so that each of them is trained all the time.
 
     .. math:: \max(\ell_{k \bmod L}, f_k)
 
     Args:
-      densities: l_0 .. l_{L-1} in (0, 1]; one that comes up twice has two turns.
+      densities: l_0 .. l_{L-1} in (0, 1]; one that comes up twice has two turns. An N:M
+        pattern such as "2:4" is a turn of the density N / M with that pattern, once f_k
+        is no more than it.
       least: f_k, number or schedule, that no density goes below, such as a
         `cubic_density` which lets the smaller ones come in one after another.
 
@@ -162,16 +190,11 @@ def cyclic_density(
     densities = checks.sequence("densities", densities, "(1.0, 0.1)")
     if not densities:
         raise ValueError("densities must hold at least one in (0, 1]; got none.")
-    for density in densities:
-        checks.scalar("densities", density, above=0, most=1)
     checks.scalar_or_schedule("least", least, least=0, most=1)
-    shares = np.array(densities, np.float32)
-
-    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        turn = jnp.asarray(shares)[jnp.asarray(count, jnp.int32) % len(shares)]
-        return jnp.maximum(turn, value_at(least, count))
-
-    return schedule
+    shares, of_turn = zip(*(share("densities", d) for d in densities), strict=True)
+    patterns = tuple(dict.fromkeys(p for p in of_turn if p is not None))
+    indices = tuple(-1 if p is None else patterns.index(p) for p in of_turn)
+    return CyclicDensity(tuple(map(float, shares)), indices, patterns, least)
 
 
 def staircase_density(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from prunadag_optax._common import checks
+from prunadag_optax._common import budgets, checks
 
 Where = Callable[[tuple[Any, ...], Any], bool]
 # "global", "leaf", or how many leading axes of a leaf stack layers.
@@ -228,10 +228,14 @@ class Parts:
       leaves: for each chosen leaf its index among `jax.tree.leaves`, how many leading
         axes stack layers in it, and its shape.
       together: whether all parts are ranked together, or each on its own.
+      budget: how many each part keeps.
+      names: for each chosen leaf its path, as patterns see it.
     """
 
     leaves: tuple[tuple[int, int, tuple[int, ...]], ...]
     together: bool
+    budget: budgets.LayerBudget = budgets.GLOBAL
+    names: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> list[int]:
@@ -252,6 +256,42 @@ class Parts:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def kept(self, total_of: Callable[[int], Any], alive: Any = None) -> list[Any]:
+        """How many each part keeps where parts are ranked on their own.
+
+        Args:
+          total_of: function n -> how many of n weights are kept.
+          alive: how many each part can keep at most; None: all.
+
+        Returns:
+          A count for each part.
+        """
+        sizes, least = self.sizes, self.budget.least
+        if self.budget.ranks_together:  # each its own share
+            return [max_of(total_of(size), min(least, size)) for size in sizes]
+        repeats = [math.prod(shape[:axes]) for _, axes, shape in self.leaves]
+        names = [n for n, k in zip(self.names, repeats, strict=True) for _ in range(k)]
+        shapes = [
+            shape[axes:]
+            for (_, axes, shape), k in zip(self.leaves, repeats, strict=True)
+            for _ in range(k)
+        ]
+        total = total_of(sum(sizes))
+        return budgets.kept_of_parts(self.budget, names, shapes, total, alive)
+
+    def by_leaf(self, of_part: Sequence[Any]) -> dict[int, Any]:
+        """Numbers of the parts by the index of the leaf: one, or one for each layer."""
+        found, done = {}, 0
+        for i, axes, shape in self.leaves:
+            lead = shape[:axes]
+            own = of_part[done : done + math.prod(lead)]
+            done += math.prod(lead)
+            if not axes:
+                found[i] = own[0]
+            else:
+                found[i] = jnp.stack([jnp.asarray(x) for x in own]).reshape(lead)
+        return found
 
     def split(self, tree: Any) -> list[jax.Array]:
         """The parts of a tree, as arrays."""
@@ -299,6 +339,11 @@ class Parts:
         return treedef.unflatten(leaves)
 
 
+def max_of(count: Any, least: int) -> Any:
+    """The larger of two counts, a Python int where the first is one."""
+    return max(count, least) if isinstance(count, int) else jnp.maximum(count, least)
+
+
 def nothing_chosen(paths_leaves: Any, where: Any) -> str:
     """The message for a `where` that chooses no leaf of a tree that has leaves."""
     shown = ", ".join(
@@ -315,7 +360,12 @@ def nothing_chosen(paths_leaves: Any, where: Any) -> str:
     )
 
 
-def parts_of(tree: Any, where: Where | None = None, scope: Scope = "global") -> Parts:
+def parts_of(
+    tree: Any,
+    where: Where | None = None,
+    scope: Scope = "global",
+    layer_budget: budgets.Budget = budgets.GLOBAL,
+) -> Parts:
     """What is ranked in a tree.
 
     Args:
@@ -323,6 +373,8 @@ def parts_of(tree: Any, where: Where | None = None, scope: Scope = "global") -> 
       where: predicate (path, leaf) -> bool; None is `prunable`.
       scope: "global", "leaf", or a function (path, leaf) -> how many leading axes of
         the leaf stack layers, each of which is ranked on its own.
+      layer_budget: how what is kept is shared out; with any but "global" each leaf is
+        ranked on its own.
 
     Returns:
       The `Parts`.
@@ -332,7 +384,8 @@ def parts_of(tree: Any, where: Where | None = None, scope: Scope = "global") -> 
         returns no number of axes of its leaf.
     """
     checks.scope(scope)
-    members, leaves = chosen(tree, where), []
+    budget = budgets.layer_budget(layer_budget)
+    members, leaves, names = chosen(tree, where), [], []
     for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
         if not members[i]:
             continue
@@ -345,4 +398,6 @@ def parts_of(tree: Any, where: Where | None = None, scope: Scope = "global") -> 
                 f"shape {shape}; got {axes!r:.80}."
             )
         leaves.append((i, int(axes), shape))
-    return Parts(tuple(leaves), scope == "global")
+        names.append(budgets.name_of(path))
+    together = scope == "global" and budget.ranks_together
+    return Parts(tuple(leaves), together, budget, tuple(names))

@@ -15,11 +15,42 @@ from prunadag_optax._common.opt_states import (
     place,
     where_like_params,
 )
+from prunadag_optax._common.packing import unpack
 from prunadag_optax._common.transformation import find_states
 from prunadag_optax._core.pruning_aware import GradientAtPrunedState
 
 # The states that keep a copy of the parameters, the outermost first, and where.
 _COPIES = {GradientAtPrunedState: "dense", contrib.ScheduleFreeState: "z"}
+# The states with a `mask` outside of which the evaluated parameters are zero.
+_MASKED: list[type] = []
+
+
+def keeps_dense(kind: type) -> type:
+    """Declares that the states of a kind keep the dense parameters, in `dense`.
+
+    With them is a `threshold`, zero where the loop holds all of `dense`.
+
+    Args:
+      kind: the class of the states, a NamedTuple.
+
+    Returns:
+      The class, for use as a decorator.
+    """
+    _COPIES[kind] = "dense"
+    return kind
+
+
+def keeps_mask(kind: type) -> type:
+    """Declares that the network of a kind of state is the one under its `mask`.
+
+    Args:
+      kind: the class of the states, a NamedTuple.
+
+    Returns:
+      The class, for use as a decorator.
+    """
+    _MASKED.append(kind)
+    return kind
 
 
 def eval_params(opt_state: optax.OptState, params: optax.Params) -> Any:
@@ -66,7 +97,23 @@ def eval_params(opt_state: optax.OptState, params: optax.Params) -> Any:
     for kind in _COPIES:
         for state in find_states(opt_state, kind):
             params = _evaluated(state, params)
+    for kind in _MASKED:
+        for state in find_states(opt_state, kind):
+            params = _masked(state, params)
     return params
+
+
+def _masked(state: Any, params: Any) -> Any:
+    """The parameters under the mask of a state."""
+    kept = by_path(unpack(state.mask))
+
+    def leaf(path, x):
+        keep = kept.get(place(path))
+        if keep is None or is_hole(keep):
+            return x
+        return jnp.where(keep, x, jnp.zeros_like(x))
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def _is_state(node: Any) -> bool:
@@ -95,7 +142,7 @@ def _evaluated(state: Any, params: Any) -> Any:
                 f"{type(state).__name__} has "
                 + ("no such leaf." if x is None else f"{jnp.shape(x)}.")
             )
-        if isinstance(state, GradientAtPrunedState):
+        if not isinstance(state, contrib.ScheduleFreeState):
             return x
         (b1,) = jax.tree.leaves(state.b1)
         # A number, or one for each replica on the first axis.
@@ -119,16 +166,21 @@ def all_relevant(opt_state: optax.OptState, params: optax.Params) -> tuple[Any, 
       The state and the loop's parameters, both as they are where the state keeps no
       x_k of `pruning_aware(..., gradient_at="pruned")`.
     """
-    for state in find_states(opt_state, GradientAtPrunedState):
+    for state in _dense_states(opt_state):
         # A copy: donating the state and the parameters must not delete one of them.
         params = jax.tree.map(jnp.array, _evaluated(state, params))
 
     def reset(state):
-        if not isinstance(state, GradientAtPrunedState):
+        if not hasattr(state, "threshold"):
             return state
         return state._replace(threshold=jnp.zeros_like(state.threshold))
 
     return _map_copies(reset, opt_state), params
+
+
+def _dense_states(opt_state: Any) -> list[Any]:
+    kinds = [kind for kind, field in _COPIES.items() if field == "dense"]
+    return [state for kind in kinds for state in find_states(opt_state, kind)]
 
 
 def forget_pruned(
@@ -188,7 +240,7 @@ def _of_each_leaf(masks: Any, params: Any) -> Any:
     """A mask or None for each leaf; a None may stand for a whole branch."""
     return jax.tree.map(
         lambda keep, branch: jax.tree.map(lambda _: keep, branch),
-        masks,
+        unpack(masks),
         params,
         is_leaf=lambda leaf: leaf is None,
     )

@@ -16,14 +16,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
-from prunadag_optax._common import checks
+from prunadag_optax._common import budgets, checks, patterns
 from prunadag_optax._common.dtypes import value_at, working
 from prunadag_optax._common.leaves import Parts, Scope, Where, parts_of
 from prunadag_optax._common.opt_states import where_like_params
 from prunadag_optax._common.transformation import checked
 from prunadag_optax._ranking import engine
 from prunadag_optax._ranking.counts import target_count
+from prunadag_optax._ranking.exact import mask_of_groups
 from prunadag_optax._ranking.lamp import lamp_thresholds
 from prunadag_optax._ranking.threshold import kth_largest_magnitudes
 
@@ -56,18 +58,21 @@ class GradientAtPrunedState(NamedTuple):
 class Relevance:
     """How R_k is chosen; the arguments are those of `pruning_aware`."""
 
-    density: optax.ScalarOrSchedule
+    density: Any
     score: Score
     where: Where | None
     scope: Scope
+    layer_budget: budgets.Budget = budgets.GLOBAL
 
     def parts(self, params: optax.Params) -> Parts:
         """What is ranked: the prunable leaves, or the layers stacked in them."""
-        return parts_of(params, self.where, self.scope)
+        return parts_of(params, self.where, self.scope, self.layer_budget)
 
     def alone(self, params: optax.Params) -> jax.Array:
         """Whether a part is ranked on its own: it is all zero, or the scope says so."""
         parts = self.parts(params)
+        if isinstance(self.density, int) and len(parts):
+            checks.relevant(self.density, sum(parts.sizes), "density")
         # optax.tree.map_params calls init with a placeholder, which has no leaves.
         if not (parts.together and len(parts)):
             return jnp.ones(len(parts), bool)
@@ -84,37 +89,74 @@ class Relevance:
     def thresholds(
         self, params: optax.Params, k: Any, alone: jax.Array, hint: jax.Array
     ) -> jax.Array:
-        """The least relevant score of each part, shape (parts,)."""
+        """The least relevant score of each part, shape (parts,).
+
+        -1 - j instead where the j-th N:M pattern is in use.
+        """
         parts = self.parts(params)
-        density = value_at(self.density, k)
-        sizes, leaves = parts.sizes, parts.split(self.scores(params))
-        counts: Any = [target_count(density, size) for size in sizes]
-        if parts.together:
-            n = sum(sizes)
-            if jnp.issubdtype(jnp.result_type(density), jnp.integer):
-                counts = [target_count(density / n, size) for size in sizes]
-            of_part = jnp.stack([jnp.asarray(count) for count in counts])
-            # T in all: what is ranked on its own takes its share first.
-            rest = target_count(density, n) - jnp.sum(jnp.where(alone, of_part, 0))
-            counts = jnp.where(alone, of_part, jnp.maximum(rest, 1))
-        ranks = [*counts]
+        density, _, pattern_at = patterns.patterns_of("density", self.density)
+        density = value_at(density, k)
+        ranks = self._ranks(parts, density, alone)
+        leaves = parts.split(self.scores(params))
+        if pattern_at is None:
+            return self._search(parts, leaves, ranks, alone, hint)
+        j = jnp.asarray(pattern_at(k), jnp.int32)
+        return lax.cond(
+            j >= 0,
+            # Like the hint, so that both are sharded and typed as it is.
+            lambda: jnp.where(hint == hint, -1 - j, hint).astype(hint.dtype),
+            lambda: self._search(parts, leaves, ranks, alone, jnp.maximum(hint, 0)),
+        )
+
+    def _ranks(self, parts: Parts, density: Any, alone: jax.Array) -> Any:
+        """For each part how many of it, or of all that is ranked with it, are in R."""
+        if not parts.together:
+            return parts.kept(lambda size: target_count(density, size))
+        sizes = parts.sizes
+        n, share = sum(sizes), density
+        if jnp.issubdtype(jnp.result_type(density), jnp.integer):
+            share = density / n
+        of_part = jnp.stack([jnp.asarray(target_count(share, size)) for size in sizes])
+        # T in all: what is ranked on its own takes its share first.
+        rest = target_count(density, n) - jnp.sum(jnp.where(alone, of_part, 0))
+        return [*jnp.where(alone, of_part, jnp.maximum(rest, 1))]
+
+    def _search(self, parts, leaves, ranks, alone, hint) -> jax.Array:
+        most = None
+        if parts.together and parts.budget.least:
+            # No threshold is above that of the least number a leaf keeps.
+            least = [min(parts.budget.least, size) for size in parts.sizes]
+            most = kth_largest_magnitudes(leaves, least, jnp.ones_like(alone), hint)
         search = lamp_thresholds if self.score == "lamp" else kth_largest_magnitudes
-        return search(leaves, ranks, alone, hint)
+        return search(leaves, ranks, alone, hint, most)
 
     def relevant(self, params: optax.Params, thresholds: jax.Array) -> Any:
         """Pytree of bool arrays, True on R_k and where a leaf is not prunable."""
+        parts = self.parts(params)
+        scores = self.scores(params)
+        _, of_m, _ = patterns.patterns_of("density", self.density)
 
         def inside(x, last):
             # A NaN is the largest, as it is for the search, and so does not hide.
             return ~(jnp.abs(x).astype(last.dtype) < last)
 
-        parts = self.parts(params)
-        return parts.compare(inside, self.scores(params), thresholds)
+        def reached():
+            return parts.compare(inside, scores, thresholds)
+
+        if not of_m or not len(parts):
+            return reached()
+        members = [i for i, *_ in parts.leaves]
+        branches = [
+            lambda n=n, m=m: mask_of_groups(scores, members, n, m, otherwise=True)
+            for n, m in of_m
+        ]
+        j = jnp.maximum(-thresholds[0], 0).astype(jnp.int32)
+        return lax.switch(j, [reached, *branches])
 
 
 def pruning_aware(
     base: optax.GradientTransformation,
-    density: optax.ScalarOrSchedule,
+    density: optax.ScalarOrSchedule | str,
     *,
     score: Score = "magnitude",
     shrink_rate: optax.ScalarOrSchedule = 0.5,
@@ -122,6 +164,7 @@ def pruning_aware(
     gradient_at: str = "params",
     where: Where | None = None,
     scope: Scope = "global",
+    layer_budget: budgets.Budget = "global",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Any optax transformation, made pruning-aware: prunAdag for minibatches.
 
@@ -162,7 +205,8 @@ def pruning_aware(
     Args:
       base: any optax transformation with its learning rate, such as `optax.adam(1e-3)`.
       density: T: a share in (0, 1] of the prunable weights as a float, a count as an
-        integer, or a schedule of either.
+        integer, or a schedule of either. "2:4": of every 4 weights that a layer
+        contracts the 2 of largest score; `schedules.cyclic_density` takes such turns.
       score: what is ranked: "magnitude"; "lamp", the magnitude over that of what is
         left of its layer, so that no layer loses all its weights; or a function of the
         parameters to a tree of scores, taken in magnitude.
@@ -174,6 +218,8 @@ def pruning_aware(
         take the base's steps. None: `masks.prunable`.
       scope: "global" ranks all prunable leaves together, "leaf" each on its own; a
         function (path, leaf) -> how many leading axes stack layers ranks each layer.
+      layer_budget: how R_k is shared out among the leaves: "global", by their ranking;
+        "uniform", "erk", "er", a mapping or a `masks.LayerBudget`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`. Its `update` needs `params`, hands
@@ -202,13 +248,14 @@ def pruning_aware(
       N. Parikh, S. Boyd, Proximal algorithms, 2014, section 6.5.2.
     """
     checks.transformation("base", base)
-    checks.relevant(density, name="density")
+    checks.relevant(patterns.patterns_of("density", density)[0], name="density")
     checks.score(score)
     checks.scope(scope)
     checks.choice("gradient_at", gradient_at, ("params", "pruned"))
     checks.scalar_or_schedule("shrink_rate", shrink_rate, least=0, most=1)
     checks.scalar_or_schedule("soft_threshold", soft_threshold, least=0)
-    rule = Relevance(density, score, where, scope)
+    layer_budget = budgets.layer_budget(layer_budget)
+    rule = Relevance(density, score, where, scope, layer_budget)
     step = _Step(rule, optax.with_extra_args_support(base), shrink_rate, soft_threshold)
     return _at_pruned(rule, step) if gradient_at == "pruned" else _at_params(rule, step)
 

@@ -12,7 +12,7 @@ from jax import lax
 
 from prunadag_optax._common import checks
 from prunadag_optax._common.dtypes import widen, widest
-from prunadag_optax._common.leaves import Parts
+from prunadag_optax._common.leaves import Parts, contracted_axes
 from prunadag_optax._ranking import counts, engine, keys, threshold
 
 # A leaf of fewer elements costs more to compile a program for than to copy.
@@ -32,7 +32,7 @@ def mask_of_parts(
       params: pytree of arrays.
       parts: what is ranked, as `parts_of` has it.
       left_out: function (leaves, n) -> how many to leave out of n components: of these
-        leaves, or of each layer stacked in this leaf.
+        leaves, or of each layer stacked in this leaf, for which it may be an array.
       held: a mask of every leaf, or None for leaves that have none. What it leaves out
         comes first, even where that is more.
       scores: pytree like `params` of what is ranked in its place, or None.
@@ -254,7 +254,7 @@ def _keep_of_each(
 
     Args:
       leaves: arrays of real floating dtypes.
-      count: how many to leave out, of each.
+      count: how many to leave out, of each leaf or of each of its layers.
       held: the bool mask that each has already, or None.
       axes: how many leading axes of each stack layers.
 
@@ -264,6 +264,11 @@ def _keep_of_each(
 
     def keep(x, count, held):
         return keep_largest([x], count, [held])[0]
+
+    count = [
+        jnp.broadcast_to(c, x.shape[:n])
+        for c, x, n in zip(count, leaves, axes, strict=True)
+    ]
 
     masks: list[Any] = [None] * len(leaves)
     rows: dict[Any, list[int]] = {}
@@ -277,7 +282,7 @@ def _keep_of_each(
         else:
             of_layer = keep
             for _ in range(axes[i]):
-                of_layer = jax.vmap(of_layer, in_axes=(0, None, 0))
+                of_layer = jax.vmap(of_layer)
             masks[i] = of_layer(x, count[i], held[i])
     for (length, dtype), members in rows.items():
         rank = functools.partial(_rank, dtype)
@@ -319,6 +324,72 @@ def _row_major_index(x: jax.Array, dtype: Any) -> jax.Array:
     )
 
 
+def mask_of_groups(
+    params: Any,
+    members: Sequence[int],
+    n: int,
+    m: int,
+    axis: Any = None,
+    otherwise: bool | None = None,
+) -> Any:
+    """The N:M mask: of every m weights along the contracted axes the n largest.
+
+    Args:
+      params: pytree of arrays of real floating dtypes.
+      members: which leaves have a mask, by their indices.
+      n: weights kept in a group.
+      m: size of a group.
+      axis: the axes that a layer contracts, as `masks.n_m_mask` has it.
+      otherwise: what other leaves have: a mask of True, or None.
+
+    Returns:
+      Pytree like `params`: bool arrays, True = keep.
+
+    Raises:
+      ValueError: if m does not divide the axes of a leaf, or if it is not known which
+        axes a leaf contracts.
+    """
+    paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    contracted = contracted_axes([path for path, _ in paths_leaves])
+
+    def leaf_mask(path, leaf):
+        checks.real_leaf("params", path, leaf)
+        given = axis(path, leaf) if callable(axis) else axis
+        shape = jnp.shape(leaf)
+        axes = contracted(path, leaf) if given is None else _axes(given, len(shape))
+        known = all(-len(shape) <= i < len(shape) for i in axes)
+        if not known or np.prod([shape[i] for i in axes], dtype=int) % m:
+            name = f"axis {axes[0]}" if len(axes) == 1 else f"axes {axes}"
+            raise ValueError(
+                f"m must divide {name} of params{jax.tree_util.keystr(path)}, which "
+                f"has the shape {shape}; got m={m}. Leave it out with `where`, or name "
+                "the axis that the layer contracts with `axis`."
+            )
+        return keep_largest_in_groups(jnp.asarray(leaf), n, m, axes)
+
+    rest = [jnp.ones_like(x, bool) if otherwise else None for _, x in paths_leaves]
+    return treedef.unflatten(
+        leaf_mask(*paths_leaves[i]) if i in members else other
+        for i, other in enumerate(rest)
+    )
+
+
+def _axes(given: Any, ndim: int) -> tuple[int, ...]:
+    """The argument `axis` of an array of so many axes, as a tuple."""
+    axes = (given,) if not isinstance(given, Sequence) else tuple(given)
+    whole = all(isinstance(i, int) for i in axes)
+    if not (whole and axes and len({i % max(ndim, 1) for i in axes}) == len(axes)):
+        raise ValueError(
+            "axis must be an integer, several different ones, or a function (path, "
+            f"leaf) -> either; got {given!r:.80}."
+        )
+    return axes
+
+
+# Of more in a group a sort is faster than to compare each with each.
+_FEW = 16
+
+
 @functools.partial(jax.jit, static_argnames=("n", "m", "axes"))
 def keep_largest_in_groups(
     x: jax.Array, n: int, m: int, axes: Sequence[int]
@@ -328,6 +399,16 @@ def keep_largest_in_groups(
     key = jnp.moveaxis(keys.key_of(x, x.dtype), axes, last)
     length = np.prod([x.shape[axis] for axis in axes], dtype=int)
     groups = key.reshape(*key.shape[: x.ndim - len(axes)], length // m, m)
-    # The rank of each within its group; a stable sort puts the lowest index first.
-    rank = jnp.argsort(jnp.argsort(groups, axis=-1, stable=True), axis=-1)
-    return jnp.moveaxis((rank >= m - n).reshape(key.shape), last, axes)
+    if m <= _FEW:
+        # How many of the group are larger, or equal and of a higher index.
+        members = [groups[..., j : j + 1] for j in range(m)]
+        index = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
+        larger = jnp.zeros(groups.shape, jnp.int8)
+        for j, other in enumerate(members):
+            larger += (other > groups) | ((other == groups) & (index < j))
+        kept = larger < n
+    else:
+        # The rank of each within its group; a stable sort puts the lowest index first.
+        rank = jnp.argsort(jnp.argsort(groups, axis=-1, stable=True), axis=-1)
+        kept = rank >= m - n
+    return jnp.moveaxis(kept.reshape(key.shape), last, axes)

@@ -58,6 +58,7 @@ def lamp_thresholds(
     ranks: Sequence[jax.Array],
     alone: jax.Array,
     hint: jax.Array,
+    most: jax.Array | None = None,
 ) -> jax.Array:
     r"""The least magnitude in each layer among the k largest scores, without a sort.
 
@@ -72,6 +73,8 @@ def lamp_thresholds(
       ranks: k, the same for all layers that are ranked together, or the layer's own.
       alone: bool, shape (layers,), whether a layer is ranked on its own, by magnitude.
       hint: magnitudes near the outcome, shape (layers,), or zeros.
+      most: for each layer a magnitude above which its threshold is not; None: that of
+        its largest weight.
 
     Returns:
       Array like `hint`.
@@ -79,7 +82,10 @@ def lamp_thresholds(
     x = [working(part) for part in parts]
     dtype = jnp.result_type(*x)
     rank = jnp.max(jnp.where(alone, 1, jnp.stack([*ranks])))[None]
-    largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in x])
+    largest = most
+    if largest is None:
+        largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in x])
+    largest = largest.astype(dtype)
     # Weights that are zero reach no threshold but zero.
     tiny = jnp.finfo(dtype).tiny
     largest = jnp.maximum(largest, tiny)

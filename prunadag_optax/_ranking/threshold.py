@@ -98,14 +98,19 @@ def kth_largest_magnitudes(
     ranks: Sequence[jax.Array] | jax.Array,
     alone: jax.Array,
     hint: jax.Array,
+    most: jax.Array | None = None,
 ) -> jax.Array:
     """The k-th largest magnitude of those arrays that are ranked together, or of each.
+
+    0 where that is everything.
 
     Args:
       scores: arrays of real floating dtypes.
       ranks: k for each array; one and the same for those that are ranked together.
       alone: bool, shape (arrays,), may be traced: which are ranked on their own.
       hint: magnitudes near the outcome, shape (arrays,); without influence on it.
+      most: for each array that is ranked with others a magnitude above which its
+        outcome is not, at which k are found nevertheless; None: there is none.
 
     Returns:
       Array like `hint`.
@@ -116,9 +121,17 @@ def kth_largest_magnitudes(
     guess = jnp.where(alone, guess, jnp.max(jnp.where(alone, -1, guess)))
     count = counts.count_dtype(_most(scores, False))
     k = jnp.stack([jnp.maximum(jnp.asarray(x, count), 1) for x in ranks])
-    found = kth_largest(
-        [scores], k, guess, key=_key_in(dtype), by_leaf=True, together=~alone
-    )
+    every = {"key": _key_in(dtype), "by_leaf": True, "together": ~alone}
+    if most is None:
+        found = kth_largest([scores], k, guess, **every, unless_all=True)
+    else:
+        key = keys.magnitude_to_key(most, scores)
+        limit = jnp.where(alone, np.iinfo(key.dtype).max, key)
+        found = search(
+            [scores], k, guess, **every, unless_all=True,
+            to_leaf=lambda pivots: jnp.minimum(pivots, limit[None]),
+        )  # fmt: skip
+        found = jnp.minimum(found, limit)
     return keys.key_to_magnitude(found, scores).astype(hint.dtype)
 
 
@@ -142,6 +155,7 @@ def search(
     by_leaf: bool = False,
     together: jax.Array | None = None,
     to_leaf: Callable[[jax.Array], jax.Array] | None = None,
+    unless_all: bool = False,
 ) -> jax.Array:
     r"""The k-th largest key of all leaves together, or of each leaf, unchecked.
 
@@ -168,6 +182,8 @@ def search(
         with one k. Without `by_leaf`: which leaves count. None: as `by_leaf` says.
       to_leaf: function from keys, shape (pivots, 1), to the keys that stand for them in
         each leaf, shape (pivots, leaves), rising with them; None: the same in all.
+      unless_all: whether to answer -1, which is below every key, without a search where
+        k is the number of all elements.
 
     Returns:
       Array like `k`, of the keys' dtype.
@@ -226,7 +242,7 @@ def search(
     low, high = (jnp.full(k.shape, x, signed) for x in (-1, np.iinfo(signed).max))
     at_low = of_group(jnp.array([x.size for x in columns[0]], count))
     # Of no elements: -1, below every magnitude.
-    high = jnp.where(at_low > 0, high, low)
+    high = jnp.where(at_low > (k if unless_all else 0), high, low)
     above_high = jnp.zeros(k.shape, count)
     if guess is None:
         steps = np.linspace(0, 2.0 ** (8 * signed.itemsize - 1), 9)[1:-1]
@@ -268,7 +284,7 @@ def _axes(x: Any) -> frozenset[str]:
 
 
 # Compiled as one where it is called outside jit: a loop would be compiled every time.
-kth_largest = jax.jit(search, static_argnames=("key", "by_leaf"))
+kth_largest = jax.jit(search, static_argnames=("key", "by_leaf", "unless_all"))
 
 
 def _aims(span, at_low, above_high, k):

@@ -11,6 +11,7 @@ import optax
 
 from prunadag_optax import masks
 from prunadag_optax._common import checks
+from prunadag_optax._common.dtypes import working
 from prunadag_optax._common.transformation import checked
 
 
@@ -19,8 +20,9 @@ class GradualPruningState(NamedTuple):
 
     # The iterations done, shape=(), dtype=int32. optax's states have the same name.
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
-    mask: Any  # held; bool, shapes of params; None for leaves that are not prunable
+    mask: Any  # held; bool or packed, as params; None where a leaf is not prunable
     base: optax.OptState  # of the optimizer whose steps are taken
+    gradients: Any  # their sums since the last change, for "saliency"; else None
 
 
 def gradual_magnitude_pruning(
@@ -30,6 +32,10 @@ def gradual_magnitude_pruning(
     every: int = 1,
     scope: masks.Scope = "global",
     where: masks.Where | None = None,
+    score: masks.Score = "magnitude",
+    layer_budget: masks.Budget = "global",
+    n_m: str | None = None,
+    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradual magnitude pruning: any optimizer, on ever fewer weights.
 
@@ -52,6 +58,13 @@ def gradual_magnitude_pruning(
         each.
       where: predicate (path, leaf) -> bool, False for leaves never to prune; None:
         `masks.prunable`.
+      score: what is ranked, as in `masks.magnitude_mask`; or "saliency", the magnitude
+        of the weight times the gradients summed since the last change of the mask.
+      layer_budget: how many each leaf keeps, as in `masks.magnitude_mask`.
+      n_m: an N:M pattern such as "2:4" in place of the ranking: of every M weights that
+        a layer contracts max(N, round(f_k M)) are kept.
+      packed: whether the state has one bit a weight for the mask, and not a byte. Not
+        for sharded parameters.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with `GradualPruningState`. Its
@@ -89,13 +102,21 @@ def gradual_magnitude_pruning(
     checks.transformation("base", base)
     extended = optax.with_extra_args_support(base)
     where = where or masks.prunable
+    saliency = isinstance(score, str) and score == "saliency"
 
     def init(params: optax.Params) -> GradualPruningState:
         start = jnp.zeros([], jnp.int32)
         mask = masks.magnitude_mask(params, 0.0, scope=scope, where=where)
-        return GradualPruningState(start, mask, extended.init(params))
+        mask = masks.pack(mask) if packed else mask
+        sums = jax.tree.map(_sum_of, params) if saliency else None
+        return GradualPruningState(start, mask, extended.init(params), sums)
 
     def update(updates, state, params, **extra_args):
+        sums = state.gradients
+        scores = score
+        if saliency:
+            sums = jax.tree.map(lambda total, g: total + g, sums, updates)
+            scores = jax.tree.map(lambda x, total: working(x) * total, params, sums)
         mask = masks.mask_on_schedule(
             params,
             state.mask,
@@ -104,15 +125,26 @@ def gradual_magnitude_pruning(
             every=every,
             scope=scope,
             where=where,
+            score=scores,
+            layer_budget=layer_budget,
+            n_m=n_m,
         )
+        if saliency:
+            due = state.count % every == 0
+            sums = jax.tree.map(lambda total: jnp.where(due, 0, total), sums)
+        kept = masks.unpack(mask)
         steps, inner = extended.update(
-            masks.apply_mask(updates, mask), state.base, params, **extra_args
+            masks.apply_mask(updates, kept), state.base, params, **extra_args
         )
         # x + (-x) is exactly zero; a weight that stays takes the base's own step.
-        held, _ = masks.keep_pruned(mask).update(
-            steps, masks.KeepPrunedState(mask), params
+        held, _ = masks.keep_pruned(kept).update(
+            steps, masks.KeepPrunedState(kept), params
         )
         count = optax.safe_increment(state.count)
-        return held, GradualPruningState(count, mask, inner)
+        return held, GradualPruningState(count, mask, inner, sums)
 
     return checked(init, update)
+
+
+def _sum_of(x: jax.Array) -> jax.Array:
+    return jnp.zeros_like(working(x))
