@@ -66,10 +66,11 @@ def pack(mask: Any) -> Any:
     def leaf(path, keep):
         if is_packed(keep):
             return keep
-        if checks.dtype_of(keep) != jnp.bool_:
+        dtype = checks.dtype_of(keep)
+        if dtype != jnp.bool_:
+            got = checks.shown(keep) if dtype is None else f"the dtype {dtype}"
             raise ValueError(
-                f"mask{jax.tree_util.keystr(path)} must be a bool array; got "
-                f"{checks.shown(keep)}. Masks are made by masks.magnitude_mask and the "
+                f"mask{jax.tree_util.keystr(path)} must be a bool array; got {got}. Masks are made by masks.magnitude_mask and the "
                 "like."
             )
         keep = jnp.asarray(keep)
