@@ -113,7 +113,7 @@ def magnitude_mask(
              [False, False, False,  True]], dtype=bool)
     """
     pruned = _share_of("sparsity", sparsity)
-    ranked = _Ranked(scope, where, score, opt_state, layer_budget)
+    ranked = _Ranked(scope, where, score, layer_budget, opt_state)
     return ranked.mask(params, pruned, unpack(previous))
 
 
@@ -131,13 +131,15 @@ def _share_of(name: str, sparsity: Any) -> Callable[[int], Any]:
 
 
 class _Ranked(NamedTuple):
-    """What is ranked, and how; the arguments of `magnitude_mask`."""
+    """What is ranked, and how; the arguments of `magnitude_mask` and `block_mask`."""
 
     scope: Scope
     where: Where | None
     score: Score
-    opt_state: Any
     layer_budget: Budget
+    opt_state: Any = None
+    block: Block | None = None
+    pooling: str = "average"
 
     def mask(self, params: Any, pruned: Callable[[int], Any], held: Any) -> Any:
         """The mask that prunes `pruned(n)` of every n components ranked together."""
@@ -145,6 +147,8 @@ class _Ranked(NamedTuple):
         if held is not None:
             checks.mask(held, params)
         scores = _scores(params, parts, self.score)
+        if self.block is not None:
+            return self._of_blocks(self.block, params, parts, pruned, held, scores)
         if not parts.together:
             return _each(params, parts, pruned, held, scores)
         own = _alone(self.opt_state, params, parts)
@@ -154,6 +158,47 @@ class _Ranked(NamedTuple):
             )
         kept = _protected(params, parts, pruned, held, scores, own)
         return _others(params, parts, pruned, held, scores, *kept)
+
+    def _of_blocks(self, block, params, parts, pruned, held, scores) -> Any:
+        """The mask of a tree with a number for each block, spread over the blocks."""
+        checks.choice("pooling", self.pooling, ("average", "max"))
+        paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+        ranked = jax.tree.leaves(params if scores is None else scores)
+        masks: list[Any] = [None] * len(ranked)
+        if held is not None:
+            masks = treedef.flatten_up_to(held)
+        sizes = {}
+        for i, *_ in parts.leaves:
+            path, leaf = paths_leaves[i]
+            checks.real_leaf("params", path, leaf)
+            sizes[i] = _block_of(block, path, leaf)
+            x = jnp.abs(working(jnp.asarray(ranked[i])))
+            ranked[i] = _pooled(x, sizes[i], self.pooling)
+            if masks[i] is not None:
+                masks[i] = _pooled(masks[i], sizes[i], "max")
+        members = {path for i, (path, _) in enumerate(paths_leaves) if i in sizes}
+        of_blocks = self._replace(
+            where=lambda path, leaf: path in members,
+            score="magnitude",
+            opt_state=None,
+            block=None,
+        ).mask(
+            treedef.unflatten(ranked),
+            pruned,
+            None if held is None else treedef.unflatten(masks),
+        )
+        spread = treedef.flatten_up_to(of_blocks)
+        for i, size in sizes.items():
+            for axis, n in enumerate(size):
+                spread[i] = jnp.repeat(spread[i], n, axis)
+            shape: Any = jnp.shape(paths_leaves[i][1])
+            spread[i] = spread[i][tuple(map(slice, shape))]
+        mask = treedef.unflatten(spread)
+        return mask if held is None else _both(mask, held)
+
+
+def _both(mask: Any, held: Any) -> Any:
+    return _map(lambda keep, old: keep if keep is None else keep & old, mask, held)
 
 
 def _alone(opt_state: Any, params: Any, parts: Parts) -> jax.Array | None:
@@ -393,43 +438,9 @@ def block_mask(
       Array([[ True,  True, False, False],
              [ True,  True, False, False]], dtype=bool)
     """
-    checks.choice("pooling", pooling, ("average", "max"))
     pruned = _share_of("sparsity", sparsity)
-    parts = parts_of(params, where, scope)
-    previous = unpack(previous)
-    if previous is not None:
-        checks.mask(previous, params)
-    scores = _scores(params, parts, score)
-    paths_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    ranked = jax.tree.leaves(params if scores is None else scores)
-    held: list[Any] = [None] * len(ranked)
-    if previous is not None:
-        held = treedef.flatten_up_to(previous)
-    sizes = {}
-    for i, *_ in parts.leaves:
-        path, leaf = paths_leaves[i]
-        checks.real_leaf("params", path, leaf)
-        sizes[i] = _block_of(block, path, leaf)
-        ranked[i] = _pooled(jnp.abs(working(jnp.asarray(ranked[i]))), sizes[i], pooling)
-        held[i] = None if held[i] is None else _pooled(held[i], sizes[i], "max")
-    members = {path for i, (path, _) in enumerate(paths_leaves) if i in sizes}
-    blocks = _Ranked(
-        scope, lambda path, leaf: path in members, "magnitude", None, layer_budget
-    ).mask(
-        treedef.unflatten(ranked),
-        pruned,
-        None if previous is None else treedef.unflatten(held),
-    )
-    masks = treedef.flatten_up_to(blocks)
-    for i, size in sizes.items():
-        shape = jnp.shape(paths_leaves[i][1])
-        for axis, n in enumerate(size):
-            masks[i] = jnp.repeat(masks[i], n, axis)
-        masks[i] = masks[i][tuple(map(slice, shape))]
-    mask = treedef.unflatten(masks)
-    if previous is None:
-        return mask
-    return _map(lambda keep, old: keep if keep is None else keep & old, mask, previous)
+    ranked = _Ranked(scope, where, score, layer_budget, None, block, pooling)
+    return ranked.mask(params, pruned, unpack(previous))
 
 
 def _block_of(block: Block, path: Any, leaf: Any) -> tuple[int, ...]:
@@ -462,6 +473,39 @@ def _pooled(x: jax.Array, block: tuple[int, ...], pooling: str) -> jax.Array:
     if pooling == "max":
         return of_blocks(x)
     return of_blocks(x) / of_blocks(jnp.ones_like(x))
+
+
+def channels(axis: int = -1) -> Block:
+    """The `block` of `block_mask` that is a channel: all of an index along one axis.
+
+    Args:
+      axis: the axis whose indices are the channels; -1, the outputs of a kernel
+        [..., in, out].
+
+    Returns:
+      A function (path, leaf) -> the size of a block in every axis.
+
+    Raises:
+      ValueError: when it is called, for an axis that a leaf does not have.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from prunadag_optax import masks
+      >>> masks.channels(0)((), jnp.ones((3, 5)))
+      [1, 5]
+    """
+
+    def block(path, leaf):
+        shape: Any = jnp.shape(leaf)
+        if not (isinstance(axis, int) and -len(shape) <= axis < len(shape)):
+            raise ValueError(
+                f"axis must be one of params{jax.tree_util.keystr(path)}, which has "
+                f"the shape {shape}; got {axis!r}."
+            )
+        own = axis % len(shape)
+        return [1 if i == own else max(n, 1) for i, n in enumerate(shape)]
+
+    return block
 
 
 def channel_mask(
@@ -508,21 +552,10 @@ def channel_mask(
       Array([[ True, False],
              [ True, False]], dtype=bool)
     """
-
-    def block(path, leaf):
-        shape: Any = jnp.shape(leaf)
-        if not (isinstance(axis, int) and -len(shape) <= axis < len(shape)):
-            raise ValueError(
-                f"axis must be one of params{jax.tree_util.keystr(path)}, which has "
-                f"the shape {shape}; got {axis!r}."
-            )
-        own = axis % len(shape)
-        return [1 if i == own else max(n, 1) for i, n in enumerate(shape)]
-
     return block_mask(
         params,
         sparsity,
-        block,
+        channels(axis),
         pooling=pooling,
         scope=scope,
         where=where,
@@ -800,6 +833,8 @@ def mask_on_schedule(
     opt_state: Any = None,
     layer_budget: Budget = "global",
     n_m: str | None = None,
+    block: Block | None = None,
+    pooling: str = "average",
 ) -> Any:
     r"""The mask to hold after so many steps, inside a compiled step or outside.
 
@@ -826,6 +861,8 @@ def mask_on_schedule(
       layer_budget: as in `magnitude_mask`.
       n_m: an N:M pattern, such as "2:4", in place of the ranking: of every M weights
         that a layer contracts max(N, round(delta_k M)) are kept.
+      block: the blocks that are pruned as one, as in `block_mask`; None: no blocks.
+      pooling: as in `block_mask`.
 
     Returns:
       The mask, `held` itself at all other steps; packed where `held` is.
@@ -846,7 +883,7 @@ def mask_on_schedule(
     checks.scalar_or_schedule("density", density, above=0, most=1)
     pattern = None if n_m is None else n_of_m("n_m", n_m)
     where = where_held(where, held)
-    ranked = _Ranked(scope, where, score, opt_state, layer_budget)
+    ranked = _Ranked(scope, where, score, layer_budget, opt_state, block, pooling)
     kept = held
     if held is None:
         held = kept = magnitude_mask(params, 0.0, scope=scope, where=where)
@@ -900,7 +937,7 @@ def _gradual_n_m(
             for j in range(n, m + 1)
         ],
     )
-    return _map(lambda keep, old: keep if keep is None else keep & old, new, held)
+    return _both(new, held)
 
 
 class KeepPrunedState(NamedTuple):

@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from prunadag_optax import masks
+from prunadag_optax.methods.gradual_pruning import gradual_magnitude_pruning
+from prunadag_optax.schedules import cubic_density
 
 
 def blocks_of(x, height, width):
@@ -117,3 +120,17 @@ def test_what_is_refused():
         masks.channel_mask(tree(), 0.5, axis=4)
     with pytest.raises(ValueError, match=r"sparsity must be .* got 50"):
         masks.block_mask(tree(), 50, (2, 2))
+
+
+@pytest.mark.parametrize("block", [(2, 2), masks.channels()])
+def test_gradual_pruning_takes_whole_blocks(block):
+    x = tree()
+    density = cubic_density(0.25, begin=0, end=4)
+    tx = gradual_magnitude_pruning(optax.adam(0.1), density, block=block, packed=True)
+    state, step = tx.init(x), jax.jit(tx.update)
+    for _ in range(6):
+        updates, state = step(jax.tree.map(jnp.cos, x), state, x)
+        x = optax.apply_updates(x, updates)
+    kept = masks.unpack(state.mask)
+    again = masks.block_mask(x, 0.75, block)
+    jax.tree.map(np.testing.assert_array_equal, kept, again)

@@ -58,7 +58,9 @@ def test_is_what_numpy_makes_of_it(seed, every, final):
     rng = np.random.default_rng(seed)
     params, gradients = tree(rng), [tree(rng) for _ in range(STEPS)]
     with enable_x64():
-        density = schedules.cubic_density(final, begin=2, end=8)
+        # Of seven steps: none has a share of the 27 weights that ends in a half, which
+        # the compiled schedule may round the other way.
+        density = schedules.cubic_density(final, begin=2, end=9)
         tx = gradual_magnitude_pruning(
             optax.sgd(0.1, momentum=0.9), density, every=every
         )

@@ -289,8 +289,10 @@ class Parts:
             done += math.prod(lead)
             if not axes:
                 found[i] = own[0]
-            else:
+            elif own:
                 found[i] = jnp.stack([jnp.asarray(x) for x in own]).reshape(lead)
+            else:
+                found[i] = jnp.zeros(lead, jnp.int32)
         return found
 
     def split(self, tree: Any) -> list[jax.Array]:

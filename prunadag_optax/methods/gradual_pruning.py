@@ -35,6 +35,8 @@ def gradual_magnitude_pruning(
     score: masks.Score = "magnitude",
     layer_budget: masks.Budget = "global",
     n_m: str | None = None,
+    block: masks.Block | None = None,
+    pooling: str = "average",
     packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradual magnitude pruning: any optimizer, on ever fewer weights.
@@ -63,6 +65,8 @@ def gradual_magnitude_pruning(
       layer_budget: how many each leaf keeps, as in `masks.magnitude_mask`.
       n_m: an N:M pattern such as "2:4" in place of the ranking: of every M weights that
         a layer contracts max(N, round(f_k M)) are kept.
+      block: blocks or channels that are pruned as one, as in `masks.block_mask`.
+      pooling: as in `masks.block_mask`.
       packed: whether the state has one bit a weight for the mask, and not a byte. Not
         for sharded parameters.
 
@@ -128,6 +132,8 @@ def gradual_magnitude_pruning(
             score=scores,
             layer_budget=layer_budget,
             n_m=n_m,
+            block=block,
+            pooling=pooling,
         )
         if saliency:
             due = state.count % every == 0
