@@ -25,6 +25,7 @@ from prunadag_optax._core.pruning_aware import GradientAtPrunedState, PruningAwa
 from prunadag_optax.methods import (
     bregman,
     dual_averaging,
+    dynamic_sparse,
     frank_wolfe,
     gradual_pruning,
     hard_thresholding,
@@ -248,6 +249,31 @@ def gradual_adam(learning_rate, b1, b2, eps):
     )
 
 
+def rigl_adam(learning_rate, b1, b2, eps, density, drop):
+    return dynamic_sparse.rigl(
+        optax.adam(learning_rate, b1, b2, eps),
+        density,
+        every=2,
+        end=4,
+        drop=drop,
+        layer_budget="uniform",
+        where=masks.everything,
+        key=1,
+    )
+
+
+def evolved_sgd(learning_rate, momentum):
+    return dynamic_sparse.sparse_evolution(
+        optax.sgd(learning_rate, momentum),
+        0.5,
+        every=1,
+        end=4,
+        drop=lambda count: 0.5,
+        where=masks.everything,
+        key=1,
+    )
+
+
 def ticket(learning_rate):
     """Adam on every second weight, as a mask cannot be given before the tree is."""
 
@@ -341,6 +367,14 @@ METHODS = {
         hard_thresholding.IterativeHardThresholdingState,
     ),
     "gradual pruning": Method(gradual_adam, ADAM, gradual_pruning.GradualPruningState),
+    "rigl": Method(
+        rigl_adam,
+        ADAM | {"density": 0.5, "drop": 0.75},
+        dynamic_sparse.DynamicSparseState,
+    ),
+    "sparse_evolution": Method(
+        evolved_sgd, RATE | {"momentum": 0.5}, dynamic_sparse.DynamicSparseState
+    ),
     "gsm": Method(
         gsm,
         RATE | {"compression": 4.0, "momentum": 0.5, "weight_decay": 0.25},
@@ -396,6 +430,7 @@ ALIKE = {
     "fw1",
     "fw2",
     "adabreg",
+    "sparse_evolution",
 }
 QUICK = [method for method in METHODS if method not in ALIKE]
 

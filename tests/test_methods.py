@@ -83,7 +83,7 @@ def test_nan_gradients_flow_and_extra_arguments_do_nothing(method):
         tx.update(gradients, state, params, value=1.0, grad=params, anything="else"),
         tx.update(gradients, state, params),
     )
-    # Of the ticket a weight that is kept.
+    # Of the ticket, and of a sparse training, a weight that is kept.
     bad = {**gradients, "kernel": gradients["kernel"].at[2, 2].set(jnp.nan)}
     updates, after = tx.update(bad, state, params)
     assert jnp.isnan(updates["kernel"][2, 2])
