@@ -36,7 +36,10 @@ def keeps_dense(kind: type) -> type:
     Returns:
       The class, for use as a decorator.
     """
-    _COPIES[kind] = "dense"
+    before = dict(_COPIES)
+    _COPIES.clear()
+    # Outside of the states of optax, which may be its base's.
+    _COPIES.update({kind: "dense", **before})
     return kind
 
 
