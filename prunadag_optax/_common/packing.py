@@ -70,8 +70,8 @@ def pack(mask: Any) -> Any:
         if dtype != jnp.bool_:
             got = checks.shown(keep) if dtype is None else f"the dtype {dtype}"
             raise ValueError(
-                f"mask{jax.tree_util.keystr(path)} must be a bool array; got {got}. Masks are made by masks.magnitude_mask and the "
-                "like."
+                f"mask{jax.tree_util.keystr(path)} must be a bool array; got {got}. "
+                "Masks are made by masks.magnitude_mask and the like."
             )
         keep = jnp.asarray(keep)
         return PackedMask(jnp.packbits(keep.reshape(-1)), keep.shape)
