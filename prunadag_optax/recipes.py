@@ -7,10 +7,11 @@ Three ways to a network that can be pruned:
 * `ladder`: one training that passes through several sparsities and hands over a network
   at each.
 
-All give to `pruning_aware` a base optimizer, a learning rate that falls, and a schedule
-of the density. After `total_steps` the learning rate stays at 1% of its peak, and the
+The three give to `pruning_aware` a base optimizer, a learning rate that falls, and a
+schedule of the density. After `total_steps` the learning rate stays at 1% of its peak, and the
 density and the soft threshold keep their last values: what trains on still trains. The
-figures behind the settings are in benchmarks/results/recipe.md and networks.md.
+figures behind the settings are in benchmarks/results/recipe.md and networks.md. Beside
+them stands `ac_dc`, a rival of `targeted` with the settings of its article.
 
 Under `optax.inject_hyperparams` name `total_steps` and `dense_share` in `static_args`.
 """
@@ -31,6 +32,7 @@ from prunadag_optax._common.leaves import Scope, Where, prunable
 from prunadag_optax._common.patterns import share
 from prunadag_optax._core.eval_params import eval_params
 from prunadag_optax._core.pruning_aware import Score, pruning_aware
+from prunadag_optax.methods.ac_dc import ac_dc as alternating
 
 # Parts of the training: before it the network is dense, after it the density is final.
 BEGIN, END = 0.1, 0.7
@@ -188,6 +190,95 @@ def targeted(
         where=where,
         scope=scope,
         layer_budget=layer_budget,
+    )
+
+
+def ac_dc(
+    total_steps: int,
+    *,
+    sparsity: chex.Numeric,
+    base: Base = "momentum",
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    weight_decay: chex.Numeric | None = None,
+    warm_up: float = 0.1,
+    phase: float = 0.05,
+    last: float = 0.15,
+    where: Where | None = None,
+    scope: Scope = "global",
+    layer_budget: Budget = "global",
+    packed: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""For one sparsity, with the pruned and the dense network trained in turns.
+
+    .. math:: x_{k+1} = m_k \odot (x_k + \text{base}(m_k \odot g_k))
+
+    with m_k chosen by magnitude at the start of each compressed phase, and all True in
+    the others. The training ends with a compressed phase: the weights that are masked
+    are exactly zero, and `masks.prune(params, sparsity)` changes nothing but where
+    others have become zero too.
+
+    Args:
+      total_steps: length of the training, in steps.
+      sparsity: sigma in [0, 1), the share of the prunable weights to prune.
+      base: "momentum", SGD with momentum 0.9; "adam"; or a function learning_rate ->
+        transformation, such as `optax.lion`.
+      learning_rate: eta of the first 60% of the training; from there it falls to 1%
+        linearly. Or a schedule, taken as it is. None: 0.15 with "momentum", 3e-3 with
+        "adam".
+      weight_decay: decoupled, of prunable leaves and other matrices, with a named base;
+        None: 0.001 with "momentum", 0.1 with "adam". A base of your own has its own.
+      warm_up: part of the training with the dense network at the beginning, in [0, 1).
+      phase: part of the training that a phase takes, in (0, 1).
+      last: part of the training that the last compressed phase takes, in (0, 1).
+      where: predicate (path, leaf) -> bool; None: `masks.prunable`.
+      scope: what is ranked together.
+      layer_budget: how it is shared out among the leaves.
+      packed: whether the state has one bit a weight for the mask, and not a byte. Not
+        for sharded parameters.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`; see `methods.ac_dc.ac_dc`.
+
+    Raises:
+      ValueError: for an argument out of range.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from prunadag_optax import masks, recipes
+      >>> loss = lambda x: jnp.sum((x - jnp.array([2.0, 0.1, -3.0, 0.2])) ** 2)
+      >>> tx = recipes.ac_dc(100, sparsity=0.5, learning_rate=0.05)
+      >>> x = jnp.array([1.0, 0.5, -1.0, 0.5])
+      >>> state, update = tx.init(x), jax.jit(tx.update)
+      >>> for _ in range(100):
+      ...     updates, state = update(jax.grad(loss)(x), state, x)
+      ...     x = optax.apply_updates(x, updates)
+      >>> (x != 0).tolist()
+      [True, False, True, False]
+
+    References:
+      A. Peste and others, AC/DC: Alternating Compressed/DeCompressed training of deep
+      neural networks, NeurIPS 2021, whose ImageNet training of 100 epochs has these
+      parts.
+    """
+    checks.integer("total_steps", total_steps, least=1)
+    checks.scalar("sparsity", sparsity, least=0, below=1)
+    checks.scalar("warm_up", warm_up, least=0, below=1)
+    checks.scalar("phase", phase, above=0, below=1)
+    checks.scalar("last", last, above=0, most=1 - warm_up)
+    optimizer, _ = _base_of(base, total_steps, learning_rate, None, weight_decay, where)
+    # A short training has at least a step of it.
+    length = max(1, round(last * total_steps))
+    return alternating(
+        optimizer,
+        1 - sparsity,
+        warm_up=min(round(warm_up * total_steps), total_steps - length),
+        phase=max(1, round(phase * total_steps)),
+        last=length,
+        total_steps=total_steps,
+        where=where,
+        scope=scope,
+        layer_budget=layer_budget,
+        packed=packed,
     )
 
 

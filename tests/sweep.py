@@ -23,6 +23,7 @@ from prunadag_optax import (
 )
 from prunadag_optax._core.pruning_aware import GradientAtPrunedState, PruningAwareState
 from prunadag_optax.methods import (
+    ac_dc,
     bregman,
     dual_averaging,
     dynamic_sparse,
@@ -30,8 +31,10 @@ from prunadag_optax.methods import (
     gradual_pruning,
     hard_thresholding,
     lottery_ticket,
+    powerpropagation,
     proximal,
     sparse_momentum,
+    straight_through,
 )
 from prunadag_optax.methods.penalties import regularisers
 from prunadag_optax.schedules import cubic_density
@@ -274,6 +277,30 @@ def evolved_sgd(learning_rate, momentum):
     )
 
 
+def ac_dc_adam(learning_rate, b1, b2, eps, density):
+    return ac_dc.ac_dc(
+        optax.adam(learning_rate, b1, b2, eps),
+        density,
+        warm_up=0,
+        phase=1,
+        last=1,
+        total_steps=3,
+        where=masks.everything,
+    )
+
+
+def straight_adam(learning_rate, b1, b2, eps, density):
+    return straight_through.straight_through(
+        optax.adam(learning_rate, b1, b2, eps), density, where=masks.everything
+    )
+
+
+def powers(learning_rate, alpha):
+    return powerpropagation.powerpropagation(
+        optax.sgd(learning_rate, 0.5), alpha, where=masks.everything
+    )
+
+
 def ticket(learning_rate):
     """Adam on every second weight, as a mask cannot be given before the tree is."""
 
@@ -374,6 +401,15 @@ METHODS = {
     ),
     "sparse_evolution": Method(
         evolved_sgd, RATE | {"momentum": 0.5}, dynamic_sparse.DynamicSparseState
+    ),
+    "AC/DC": Method(ac_dc_adam, ADAM | {"density": 0.75}, ac_dc.AcDcState),
+    "straight-through": Method(
+        straight_adam,
+        ADAM | {"density": 0.25},
+        straight_through.StraightThroughState,
+    ),
+    "powerpropagation": Method(
+        powers, RATE | {"alpha": 2.0}, powerpropagation.PowerpropagationState, 4
     ),
     "gsm": Method(
         gsm,

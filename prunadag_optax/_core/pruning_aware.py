@@ -94,6 +94,8 @@ class Relevance:
         -1 - j instead where the j-th N:M pattern is in use.
         """
         parts = self.parts(params)
+        if not len(parts):
+            return hint
         density, _, pattern_at = patterns.patterns_of("density", self.density)
         density = value_at(density, k)
         ranks = self._ranks(parts, density, alone)

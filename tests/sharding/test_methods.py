@@ -29,7 +29,13 @@ pytestmark = pytest.mark.skipif(
 # What a step moves between devices: nothing where every weight is updated by itself;
 # scalars where all are ranked, counted or measured together; and for groups that extend
 # over several devices a number for each of them, in every step of Newton's method.
-NOTHING = {"prox_adam, l1", "rmda, l1", "ramda, l1", "lottery ticket"}
+NOTHING = {
+    "prox_adam, l1",
+    "rmda, l1",
+    "ramda, l1",
+    "lottery ticket",
+    "powerpropagation",
+}
 GROUPED = {"prox_adam", "proxgen", "prox_sgd", "rmda", "ramda", "adabreg"}
 
 
