@@ -5,6 +5,7 @@ from prunadag_optax import export as export
 from prunadag_optax import masks as masks
 from prunadag_optax import recipes as recipes
 from prunadag_optax import schedules as schedules
+from prunadag_optax import scores as scores
 from prunadag_optax import structure as structure
 from prunadag_optax._core.algorithm import ScaleByPrunadagState as ScaleByPrunadagState
 from prunadag_optax._core.algorithm import prunadag as prunadag
@@ -35,6 +36,7 @@ __all__ = [
     "recipes",
     "scale_by_prunadag",
     "schedules",
+    "scores",
     "structure",
 ]
 __version__ = "0.1.0"

@@ -36,10 +36,9 @@ from prunadag_optax._core.pruning_aware import (
     PruningAwareState,
 )
 from prunadag_optax._ranking import counts, exact, keys
-from prunadag_optax._ranking.lamp import lamp_scores
+from prunadag_optax._ranking.scoring import Score as Score
+from prunadag_optax._ranking.scoring import tree_of_scores
 
-# "magnitude", "lamp", a function params -> tree of scores, or that tree.
-Score = Any
 Budget = budgets.Budget
 # The last sizes of a block, or a function (path, leaf) -> its size in every axis.
 Block = Sequence[int] | Callable[[tuple[Any, ...], Any], Sequence[int]]
@@ -146,7 +145,7 @@ class _Ranked(NamedTuple):
         parts = parts_of(params, self.where, self.scope, self.layer_budget)
         if held is not None:
             checks.mask(held, params)
-        scores = _scores(params, parts, self.score)
+        scores = tree_of_scores(params, parts, self.score)
         if self.block is not None:
             return self._of_blocks(self.block, params, parts, pruned, held, scores)
         if not parts.together:
@@ -320,25 +319,6 @@ def _others(
     for i, (flag, mask) in apart.items():
         kept[i] = jnp.where(flag, mask, kept[i])
     return treedef.unflatten(kept)
-
-
-def _scores(params: optax.Params, parts: Parts, score: Score) -> Any:
-    """The tree that is ranked in place of the parameters; None: they themselves."""
-    if isinstance(score, str):
-        checks.score(score)
-        # Within a layer the two have one order.
-        if score == "magnitude" or not parts.together:
-            return None
-        return parts.map(lamp_scores, params, otherwise=params)
-    scores = score
-    if checks.is_function(score):
-        checks.takes("score", score, "params")
-        scores = score(params)
-    checks.same_trees("score", scores, "params", params)
-    paths_leaves = jax.tree_util.tree_leaves_with_path(scores)
-    for i, *_ in parts.leaves:
-        checks.real_leaf("score", *paths_leaves[i])
-    return scores
 
 
 def n_m_mask(

@@ -20,12 +20,16 @@ from packaging.version import Version
 import prunadag_optax
 from prunadag_optax import masks
 from prunadag_optax.methods import (
+    ac_dc,
     bregman,
     dual_averaging,
+    dynamic_sparse,
     frank_wolfe,
     hard_thresholding,
+    powerpropagation,
     proximal,
     sparse_momentum,
+    straight_through,
 )
 from prunadag_optax.methods.penalties import regularisers
 
@@ -104,6 +108,49 @@ def aware_adam(
     )
 
 
+def rigl_adam(
+    learning_rate: optax.ScalarOrSchedule, density
+) -> optax.GradientTransformation:
+    return dynamic_sparse.rigl(
+        optax.adam(learning_rate),
+        density,
+        every=50,
+        end=200,
+        layer_budget="uniform",
+        where=masks.everything,
+    )
+
+
+def straight_adam(
+    learning_rate: optax.ScalarOrSchedule, density
+) -> optax.GradientTransformation:
+    return straight_through.straight_through(
+        optax.adam(learning_rate), density, where=masks.everything
+    )
+
+
+def alternating_adam(
+    learning_rate: optax.ScalarOrSchedule, density
+) -> optax.GradientTransformation:
+    return ac_dc.ac_dc(
+        optax.adam(learning_rate),
+        density,
+        warm_up=10,
+        phase=20,
+        last=50,
+        total_steps=200,
+        where=masks.everything,
+    )
+
+
+def powers(
+    learning_rate: optax.ScalarOrSchedule, alpha
+) -> optax.GradientTransformation:
+    return powerpropagation.powerpropagation(
+        optax.adam(learning_rate), alpha, where=masks.everything
+    )
+
+
 def gsm(
     learning_rate: optax.ScalarOrSchedule,
     compression,
@@ -138,6 +185,10 @@ FACTORIES = {
     "conditional_gradient": frank_wolfe.conditional_gradient,
     "fw2": fw2,
     "thresholded_adam": thresholded_adam,
+    "rigl_adam": rigl_adam,
+    "straight_adam": straight_adam,
+    "alternating_adam": alternating_adam,
+    "powers": powers,
     "gsm": gsm,
     "linbreg": bregman.linbreg,
     "adabreg": bregman.adabreg,
@@ -170,6 +221,11 @@ METHODS = [
     ("ramda", {"learning_rate": 0.01} | WEAK_L1),
     ("conditional_gradient", SLOW | BALL),
     ("thresholded_adam", FAST | {"k": 1.0}),
+    # Dense, and with the exponent 1: no weight has to be zero, and some change sign.
+    ("rigl_adam", FAST | {"density": 1.0}),
+    ("straight_adam", FAST | {"density": 1.0}),
+    ("alternating_adam", FAST | {"density": 1.0}),
+    ("powers", FAST | {"alpha": 1.0}),
     ("gsm", MOMENTUM | {"compression": 1.5}),
     ("linbreg", SLOW | L1 | {"adaptive": bregman.Controller(0.0, every=5)}),
     ("adabreg", FAST | L1),

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from prunadag_optax import masks
+from prunadag_optax import masks, scores
 from prunadag_optax._common import budgets, checks
 from prunadag_optax._common.dtypes import cast_like, working
 from prunadag_optax._common.leaves import Parts, parts_of
@@ -186,7 +186,7 @@ def sparse_evolution(
       adaptive sparse connectivity inspired by network science, Nature Communications 9,
       2018, algorithm 1.
     """
-    exchange = _exchange(every, begin, end, drop, _random_like)
+    exchange = _exchange(every, begin, end, drop, scores.random)
     return _sparse(base, density, layer_budget, where, key, packed, exchange)
 
 
@@ -386,20 +386,8 @@ def _random_mask(
         params,
         parts,
         lambda group, size: size - kept[group[0]],
-        scores=_random_like(params, key),
+        scores=scores.random(params, key),
     )
-
-
-def _random_like(tree: Any, key: jax.Array) -> Any:
-    """Random numbers in [0, 1) in place of the leaves of a tree."""
-    leaves, treedef = jax.tree.flatten(tree)
-
-    def leaf(i, x):
-        random = jax.random.uniform(jax.random.fold_in(key, i), x.shape, jnp.float32)
-        # A sum with something like x is sharded as x is.
-        return jnp.zeros_like(x, jnp.float32) + random
-
-    return treedef.unflatten(leaf(i, x) for i, x in enumerate(leaves))
 
 
 def _changed(params: Any, parts: Parts, held: Any, share: Any, scores: Any) -> Any:

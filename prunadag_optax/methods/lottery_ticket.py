@@ -7,6 +7,7 @@ stop early, save each round, or show its progress. Nothing in it depends on valu
 `jax.vmap` of a function that goes through it runs a batch of tickets at once.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from prunadag_optax._common import checks
 from prunadag_optax._common.leaves import parts_of
 from prunadag_optax._ranking import counts
 from prunadag_optax._ranking.exact import mask_of_parts
+from prunadag_optax._ranking.scoring import tree_of_scores
 
 Fraction = float | Callable[[tuple[Any, ...], jax.Array], float]
 
@@ -49,6 +51,7 @@ def iterative_magnitude_pruning(
     fraction: Fraction = 0.2,
     scope: str = "global",
     where: masks.Where | None = None,
+    score: masks.Score = "magnitude",
     rewind: Callable[[Any], Any] | None = None,
     mask: Any = None,
     has_aux: bool = False,
@@ -76,6 +79,8 @@ def iterative_magnitude_pruning(
         each.
       where: predicate (path, leaf) -> bool, True for prunable leaves; None:
         `masks.prunable`.
+      score: what is ranked of what was trained: "magnitude", "lamp", or a function of
+        the trained parameters to a tree of scores, such as those of `scores`.
       rewind: function theta_0 -> theta_k, the first k steps of dense training. None:
         k = 0.
       mask: m_0, to go on from an earlier round; None: all prunable weights.
@@ -121,13 +126,16 @@ def iterative_magnitude_pruning(
     if mask is None:
         mask = dense_mask(params, where)
     _check(params, mask, fraction, scope)
+    if isinstance(score, str):
+        checks.score(score)
     # Checked at once, and not when the first ticket is asked for.
-    return _tickets(train, params, mask, rounds, fraction, scope, rewind, has_aux)
+    prune = functools.partial(
+        prune_remaining, fraction=fraction, scope=scope, score=score
+    )
+    return _tickets(train, params, mask, rounds, prune, rewind, has_aux)
 
 
-def _tickets(
-    train, params, mask, rounds, fraction, scope, rewind, has_aux
-) -> Iterator[Ticket]:
+def _tickets(train, params, mask, rounds, prune, rewind, has_aux) -> Iterator[Ticket]:
     if rewind is not None:
         early = rewind(params)
         checks.same_trees("rewind(params)", early, "params", params)
@@ -140,7 +148,7 @@ def _tickets(
         _check_pruned(trained, mask)
         yield Ticket(mask, start, trained, aux)
         if count < rounds:
-            mask = prune_remaining(trained, mask, fraction, scope=scope)
+            mask = prune(trained, mask)
 
 
 def _check(params: Any, mask: Any, fraction: Any, scope: str) -> None:
@@ -214,6 +222,7 @@ def prune_remaining(
     fraction: Fraction,
     *,
     scope: str = "global",
+    score: masks.Score = "magnitude",
 ) -> Any:
     r"""The mask without the smallest magnitudes among the weights that it keeps.
 
@@ -229,6 +238,8 @@ def prune_remaining(
         it is traced, p n_kept is computed in float32, and exact below 2^24.
       fraction: p in [0, 1), or a function (path, leaf) -> p with scope "leaf".
       scope: "global" or "leaf", as in `iterative_magnitude_pruning`.
+      score: what is ranked: "magnitude", "lamp", a function of the parameters to a tree
+        of scores, or that tree.
 
     Returns:
       Pytree like `mask`.
@@ -261,7 +272,8 @@ def prune_remaining(
         return size - int(kept) + round(float(share) * int(kept))
 
     parts = parts_of(params, masks.where_held(None, mask), scope)
-    return mask_of_parts(params, parts, pruned, _for_each_leaf(mask, params))
+    scores = tree_of_scores(params, parts, score)
+    return mask_of_parts(params, parts, pruned, _for_each_leaf(mask, params), scores)
 
 
 def sparse_optimizer(
