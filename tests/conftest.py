@@ -6,9 +6,12 @@ in a process of their own with eight:
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m pytest tests/sharding
 """
 
+import ctypes
 import gc
 import importlib.metadata
 import os
+import pathlib
+import sys
 
 # On a busy machine the threads of several devices may take long to meet, and XLA would
 # end the process after 40 seconds. jax 0.10 knows the flag, 0.6 would end at once.
@@ -23,6 +26,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.compiling import compiling  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 collect_ignore = [] if jax.device_count() >= 8 else ["sharding"]
@@ -33,9 +38,7 @@ OPTIMISED = {
     "test_convergence",
     "test_engine",
     "test_pallas",
-    "test_properties",
     "test_speed",
-    "test_sweep",
 }
 
 
@@ -65,17 +68,42 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONG)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compilation(request):
-    """All others compile in three quarters of the time with few optimisations.
+# Compiled programs.
 
-    What a module has compiled goes when it ends: the programs of all modules together
-    would take several GiB.
-    """
-    before = jax.config.read("jax_disable_most_optimizations")
-    plain = request.module.__name__.rpartition(".")[2] not in OPTIMISED
-    jax.config.update("jax_disable_most_optimizations", plain)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+_STATM = pathlib.Path("/proc/self/statm")
+_MOST = 3 * 2**29
+
+
+def resident() -> int:
+    """The bytes of memory that this process has, where the system is Linux."""
+    if not _STATM.exists():
+        return 0
+    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def let_go():
+    """The programs compiled so far, and the memory that the C library has kept."""
     jax.clear_caches()
     gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """A long module would fill several GiB; what it needs again is compiled again."""
+    if resident() > _MOST:
+        let_go()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compilation(request):
+    """All others compile quickly.
+
+    What a module has compiled goes when it ends: the programs of all modules together
+    would take many GiB.
+    """
+    plain = request.module.__name__.rpartition(".")[2] not in OPTIMISED
+    with compiling(quickly=plain):
+        yield
+    let_go()

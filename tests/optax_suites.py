@@ -156,15 +156,17 @@ def gsm(
     compression,
     momentum,
     weight_decay,
-    **options,
+    nesterov=False,
+    accumulator_dtype=None,
 ) -> optax.GradientTransformation:
     return sparse_momentum.gsm(
         learning_rate,
         compression,
         momentum,
         weight_decay,
+        nesterov=nesterov,
+        accumulator_dtype=accumulator_dtype,
         where=masks.everything,
-        **options,
     )
 
 

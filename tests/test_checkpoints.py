@@ -28,6 +28,7 @@ from prunadag_optax import ScaleByPrunadagState, masks, prunadag
 from prunadag_optax import nnx as pruning_nnx
 from prunadag_optax.linen import PruningTrainState
 from tests import bases, resumable
+from tests.compiling import as_here
 from tests.helpers import enable_x64, environment
 from tests.resumable import assert_same, through_checkpointer
 
@@ -350,13 +351,11 @@ def test_another_process_goes_on_with_a_pruning_aware_run(tmp_path):
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(checkpoint, (path[-1], state))
         path, state = bases.run(name, at, path[-1], state, gradients[bases.MIDDLE :])
-    # Compiled as here.
-    few = jax.config.read("jax_disable_most_optimizations")
     script = [sys.executable, "-m", "tests.bases", checkpoint, result]
     subprocess.run(
         [*script, "--base", name, "--at", at],
         cwd=ROOT,
-        env=environment(JAX_DISABLE_MOST_OPTIMIZATIONS=str(int(few))),
+        env=environment(**as_here()),
         check=True,
     )
     leaves = jax.tree_util.tree_leaves_with_path((path[-1], state))

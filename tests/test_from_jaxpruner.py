@@ -1,4 +1,4 @@
-"""Every line of the tables for those who come from jaxpruner, and the whole registry."""
+"""Every line of the tables for those who come from jaxpruner, and its registry."""
 
 import re
 

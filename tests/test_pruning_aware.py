@@ -150,10 +150,11 @@ def assert_near(actual, expected):
         np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10)
 
 
-def trained(name, at, gradients=None, density=bases.DENSITY):
+@functools.cache
+def trained(name, at, steps=bases.STEPS, density=bases.DENSITY):
     x = bases.start()
     state = bases.made(name, at).init(x)
-    return bases.run(name, at, x, state, gradients or bases.gradients(), density)
+    return bases.run(name, at, x, state, bases.gradients()[:steps], density)
 
 
 @functools.cache
@@ -184,8 +185,7 @@ def test_every_base_keeps_to_the_classes(name, at):
     with enable_x64():
         # The second step has classes under both.
         (seen, before), (moved, after) = (
-            jax.device_get(trained(name, at, bases.gradients()[:n], density=0.25))
-            for n in (1, 2)
+            jax.device_get(trained(name, at, n, density=0.25)) for n in (1, 2)
         )
     seen, moved = seen[-1], moved[-1]
     if at == "pruned":
@@ -242,7 +242,7 @@ def restored(tmp_path_factory):
     with enable_x64():
         fresh = jax.tree.map(jnp.zeros_like, bases.start())
         for name, at in itertools.product(BASES, PLACES):
-            path, state = trained(name, at, bases.gradients()[: bases.MIDDLE])
+            path, state = trained(name, at, bases.MIDDLE)
             saved[key(name, at)] = path[-1], state
             template[key(name, at)] = fresh, bases.made(name, at).init(fresh)
         runs = through_checkpointer(tmp_path_factory.mktemp("runs"), saved, template)

@@ -24,6 +24,7 @@ from flax import nnx
 
 import prunadag_optax
 from prunadag_optax import structure
+from tests.compiling import as_here
 from tests.helpers import ROOT, environment, refused
 from tests.resumable import assert_same
 from tests.structure.models import floats, named
@@ -322,13 +323,11 @@ def test_another_process_loads_the_small_model_and_trains_on(tmp_path, api):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(checkpoint, (small, state))
     expected = goes_on(structure.small_apply(found, keep), small, state, AFTER)
-    # Compiled as here.
-    few = jax.config.read("jax_disable_most_optimizations")
     module = "tests.structure.test_reload"
     done = subprocess.run(
         [sys.executable, "-m", module, checkpoint, chosen, result, "--api", api],
         cwd=ROOT,
-        env=environment(JAX_DISABLE_MOST_OPTIMIZATIONS=str(int(few))),
+        env=environment(**as_here()),
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -1,0 +1,1 @@
+"""One harness for all experiments: data, models, training, records, pages, figures."""
