@@ -33,11 +33,15 @@ def compiling(*, quickly: bool):
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-def as_here() -> dict[str, str]:
-    """Variables with which another process compiles to the same bits as this one."""
+def as_here(flags: str = "") -> dict[str, str]:
+    """Variables with which another process compiles to the same bits as this one.
+
+    Args:
+      flags: for XLA, besides.
+    """
     quickly = jax.config.read("jax_disable_most_optimizations")
-    flags = [f"--{name}={str(on).lower()}" for name, on in QUICK.items() if quickly]
+    quick = [f"--{name}={str(on).lower()}" for name, on in QUICK.items() if quickly]
     return {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(quickly)),
-        "XLA_FLAGS": " ".join(flags),
+        "XLA_FLAGS": " ".join([*quick, flags]).strip(),
     }

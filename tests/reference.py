@@ -9,6 +9,7 @@ it does anything.
 """
 
 import dataclasses
+import itertools
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -82,11 +83,13 @@ def step(
         vectors = [[leaf.ravel() for leaf in row] for row in zip(*columns, strict=True)]
     results = [_step_vector(*vector, state.k, settings) for vector in vectors]
 
+    shapes = [np.shape(leaf) for leaf in x]
+    ends = np.cumsum([np.size(leaf) for leaf in x]).tolist()
+    places = [slice(*pair) for pair in itertools.pairwise([0, *ends])]
+
     def leaves(name: str) -> list[np.ndarray]:
         flat = np.concatenate([result[name] for result in results])
-        ends = np.cumsum([np.size(leaf) for leaf in x])[:-1]
-        parts = np.split(flat, ends)
-        return [p.reshape(np.shape(leaf)) for p, leaf in zip(parts, x, strict=True)]
+        return [flat[p].reshape(shape) for p, shape in zip(places, shapes, strict=True)]
 
     next_state = State(state.k + 1, leaves("w_O"), leaves("w_D"), leaves("m"))
     info = Info(*(leaves(field.name) for field in dataclasses.fields(Info)))

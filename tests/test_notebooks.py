@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.compiling import as_here
 from tests.helpers import ROOT, environment
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -19,7 +20,7 @@ def test_notebook_runs(notebook, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-c", configuration, *options, notebook],
         cwd=tmp_path,
-        env=environment(),
+        env=environment(**as_here()),
         capture_output=True,
         text=True,
     )

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.compiling import as_here
 from tests.helpers import ROOT, environment
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,7 +33,7 @@ def test_example_runs_as_pasted(page, code, tmp_path):
     done = subprocess.run(
         [sys.executable, script],
         cwd=tmp_path,
-        env=environment(XLA_FLAGS=FLAGS.get(page, "")),
+        env=environment(**as_here(FLAGS.get(page, ""))),
         capture_output=True,
         text=True,
     )
