@@ -13,6 +13,9 @@ from prunadag_optax._core.algorithm import scale_by_prunadag as scale_by_prunada
 from prunadag_optax._core.classes import Classification as Classification
 from prunadag_optax._core.classes import classify as classify
 from prunadag_optax._core.eval_params import eval_params as eval_params
+from prunadag_optax._core.normalised_momentum import (
+    scale_by_normalised_momentum as scale_by_normalised_momentum,
+)
 from prunadag_optax._core.pruning_aware import pruning_aware as pruning_aware
 from prunadag_optax._core.variants import Bounds as Bounds
 from prunadag_optax._core.variants import capped as capped
@@ -34,6 +37,7 @@ __all__ = [
     "prunadag",
     "pruning_aware",
     "recipes",
+    "scale_by_normalised_momentum",
     "scale_by_prunadag",
     "schedules",
     "scores",

@@ -32,6 +32,7 @@ from prunadag_optax._common.budgets import Budget
 from prunadag_optax._common.leaves import Scope, Where, prunable
 from prunadag_optax._common.patterns import share
 from prunadag_optax._core.eval_params import eval_params
+from prunadag_optax._core.normalised_momentum import scale_by_normalised_momentum
 from prunadag_optax._core.pruning_aware import Score, pruning_aware
 from prunadag_optax.methods.ac_dc import ac_dc as alternating
 
@@ -80,10 +81,21 @@ def _momentum(
     )
 
 
+def _normalised_momentum(
+    rate: Any, decay: Any, where: Where | None
+) -> optax.GradientTransformation:
+    return optax.chain(
+        scale_by_normalised_momentum(where=where),
+        optax.add_decayed_weights(decay, _decayed(where)),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
 # Momentum SGD has learning rates a hundred times as large, and the rest to match.
 _KINDS = {
     "adam": _Kind(_adam, 3e-3, l1=0.1, weight_decay=0.1),
     "momentum": _Kind(_momentum, 0.15, l1=1e-3, weight_decay=1e-3),
+    "normalised_momentum": _Kind(_normalised_momentum, 1e-2, l1=1e-2, weight_decay=0.0),
 }
 
 

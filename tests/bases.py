@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prunadag_optax import pruning_aware
+from prunadag_optax import pruning_aware, scale_by_normalised_momentum
 
 BASES: dict[str, optax.GradientTransformation] = {
     "adam": optax.adam(0.01),
@@ -31,6 +31,9 @@ BASES: dict[str, optax.GradientTransformation] = {
     "adafactor": optax.adafactor(0.01, min_dim_size_to_factor=4),
     "muon": optax.contrib.muon(0.01),
     "schedule-free": optax.contrib.schedule_free_adamw(0.01),
+    "normalised momentum": optax.chain(
+        scale_by_normalised_momentum(), optax.scale(-0.01)
+    ),
     "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)),
     "injected": optax.inject_hyperparams(optax.adam)(0.01),
     "several steps": optax.MultiSteps(optax.adam(0.01), 2).gradient_transformation(),

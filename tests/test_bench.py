@@ -152,8 +152,8 @@ def test_methods_are_chosen_by_name():
 def test_parts_of_a_task_share_no_example():
     data = tasks.load(tasks.DIGITS)
     sizes = [part.inputs.shape for part in data]
-    assert sizes == [(1200, 64), (200, 64), (397, 64)]
-    rows = np.concatenate([np.asarray(part.inputs) for part in data])
+    assert sizes == [(1200, 8, 8, 1), (200, 8, 8, 1), (397, 8, 8, 1)]
+    rows = np.concatenate([np.asarray(part.inputs).reshape(-1, 64) for part in data])
     assert len(np.unique(rows, axis=0)) == len(rows)
     np.testing.assert_allclose(data.train.inputs.mean(), 0, atol=1e-3)
     np.testing.assert_allclose(data.train.inputs.std(), 1, rtol=1e-3)
@@ -165,6 +165,7 @@ def test_the_measures_are_those_of_the_pruned_network():
     fitted = training.Fitted(params, stats, None, 0.0)
     measures = training.measured(task, fitted, "test", (0.0, 0.7))
     x, y = (np.asarray(part, np.float64) for part in tasks.load(task).test)
+    x = x.reshape(len(x), -1)
     for sparsity, measure in measures.items():
         pruned = jax.tree.map(np.asarray, masks.prune(params, float(sparsity))[0])
         first, second = (pruned[f"Dense_{i}"] for i in (0, 1))
@@ -176,6 +177,48 @@ def test_the_measures_are_those_of_the_pruned_network():
         loss = np.mean(total - logits[np.arange(len(y)), y.astype(int)])
         assert measure["accuracy"] == pytest.approx(right, abs=0.3)
         assert measure["loss"] == pytest.approx(loss, rel=1e-3)
+
+
+ALL = (*tasks.CHOSEN_ON, *tasks.CONFIRMED_ON)
+
+
+@pytest.mark.parametrize("task", ALL, ids=lambda task: task.title)
+def test_every_kind_of_network_learns_and_is_pruned(task):
+    small = tasks.in_small(task)
+    contender = contenders.DEFAULTS[0]
+    assert contender.method == "any_sparsity"
+    fitted = training.fit(
+        small, contender, sparsity=None, sparsities=(0.5,), rate=3e-3, seed=0, epochs=4
+    )
+    before, _ = tasks.network(small).init(jax.random.key(0))
+    untrained = fitted._replace(params=before)
+    first, last = (
+        training.measured(small, each, "test", (0.0, 0.5))
+        for each in (untrained, fitted)
+    )
+    assert last["0"]["loss"] < first["0"]["loss"]
+    assert last["0"]["accuracy"] > first["0"]["accuracy"]
+    assert last["0.5"] != last["0"]
+
+
+def test_titles_tell_tasks_apart():
+    assert len({task.title for task in ALL}) == len(ALL)
+    assert len({task._replace(title="") for task in ALL}) == len(ALL)
+
+
+def test_statistics_are_those_of_the_pruned_network():
+    small = tasks.in_small(tasks.CHOSEN_ON[1])
+    assert small.model == "cnn"
+    network, data = tasks.network(small), tasks.load(small)
+    params, stats = network.init(jax.random.key(0))
+    pruned = masks.prune(params, 0.7)[0]
+    images = data.train.inputs[:1200]
+    [first] = network.recalibrated(pruned, stats, data.train)["BatchNorm_0"]["mean"][:1]
+    x = jax.lax.conv_general_dilated(
+        images, pruned["Conv_0"]["kernel"], (2, 2), "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    np.testing.assert_allclose(first, x[..., 0].mean(), rtol=1e-4, atol=1e-5)
 
 
 # Records, with a fake training.
@@ -253,14 +296,14 @@ def test_a_method_that_fails_ends_no_other(tmp_path, capsys):
 
 
 def test_other_processes_make_the_same_runs(tmp_path):
-    quick = experiments.race("sparse_training", quick=True)
+    [quick] = experiments.races_of("sparse_training", quick=True)
     run = races.Run(DENSE.name, "trial", None, 0.05, races.TRIAL_SEED)
-    here = experiments.make_run("sparse_training", True, run)
+    here = experiments.make_run("sparse_training", True, 0, run)
     assert here["key"] == races.key_of(quick, quick.contenders[0], run)
     # Seeds, and nothing else, tell runs apart.
-    again = experiments.make_run("sparse_training", True, run)
+    again = experiments.make_run("sparse_training", True, 0, run)
     assert again["found"] == here["found"]
-    other = experiments.make_run("sparse_training", True, run._replace(seed=1))
+    other = experiments.make_run("sparse_training", True, 0, run._replace(seed=1))
     assert other["found"] != here["found"]
     assert json.loads(json.dumps(here)) == here
 

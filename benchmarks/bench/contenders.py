@@ -65,6 +65,7 @@ class Contender(NamedTuple):
       gradient: function (grad, plan) -> function (params, key, ...); grad is a function
         (params, ...) -> ((loss, statistics), gradient).
       about: what the method is, in a line.
+      score: what pruning ranks.
       version: to be raised when the method changes, so that its runs are made anew.
     """
 
@@ -78,6 +79,7 @@ class Contender(NamedTuple):
     passes: int = 1
     length: float = 1.0
     gradient: Callable[[Callable[..., Any], Plan], Callable[..., Any]] = _plain
+    score: str = "magnitude"
     version: int = 1
 
     @property
@@ -91,8 +93,8 @@ class Contender(NamedTuple):
         return f"{self.method}, {self.setting}" if self.setting else self.method
 
 
-MOMENTUM, ADAM = "momentum SGD", "Adam"
-_GRIDS = {MOMENTUM: Grid(0.05), ADAM: Grid(3e-3)}
+MOMENTUM, ADAM, NORMALISED = "momentum SGD", "Adam", "normalised momentum"
+_GRIDS = {MOMENTUM: Grid(0.05), ADAM: Grid(3e-3), NORMALISED: Grid(0.01)}
 # The part of the training in which a density falls; what all that prune gradually use.
 BEGIN, END = recipes.BEGIN, recipes.END
 # What the methods publish: the exponent of powerpropagation, CrAM's ascent.
@@ -186,10 +188,12 @@ def _targeted(base: str) -> Callable[..., Any]:
     return make
 
 
-def _any_sparsity(base: str) -> Callable[..., Any]:
+def _any_sparsity(base: str, score: str = "magnitude") -> Callable[..., Any]:
     def make(rate: Any, plan: Plan, key: jax.Array) -> optax.GradientTransformation:
         del key
-        return recipes.any_sparsity(plan.steps, base=base, learning_rate=rate)
+        return recipes.any_sparsity(
+            plan.steps, base=base, learning_rate=rate, score=score
+        )
 
     return make
 
@@ -258,6 +262,26 @@ SPARSE_TRAINING: tuple[Contender, ...] = (
         "powerpropagation", f"alpha {ALPHA:g}", _powerpropagation, False,
         "trains w of the weights w |w|^(alpha - 1), pruned once by magnitude",
     ),
+)  # fmt: skip
+
+
+_BASES = {"adam": ADAM, "momentum": MOMENTUM, "normalised_momentum": NORMALISED}
+# The recipe of one training with every base and score, and what a training for each
+# sparsity reaches.
+DEFAULTS: tuple[Contender, ...] = (
+    *(
+        _row(
+            "any_sparsity", score, _any_sparsity(base, score), False,
+            f"`recipes.any_sparsity` that ranks by {score}", label, score=score,
+        )
+        for score in ("magnitude", "lamp")
+        for base, label in _BASES.items()
+    ),
+    _row(
+        "gradual pruning", "", _gradual, True,
+        "gradual magnitude pruning, on the cubic schedule",
+    ),
+    _row("dense", "", _dense, False, "trained dense, pruned once by magnitude"),
 )  # fmt: skip
 
 

@@ -6,7 +6,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks.bench import costs, figures, pages, races, records, runner, tasks
-from benchmarks.bench.contenders import SPARSE_TRAINING, Contender, chosen
+from benchmarks.bench.contenders import (
+    DEFAULTS,
+    SPARSE_TRAINING,
+    Contender,
+    chosen,
+)
 from benchmarks.bench.races import Race, Run
 from benchmarks.bench.records import Rows
 
@@ -54,7 +59,14 @@ class Experiment(NamedTuple):
 
 
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
-_RACES = {"sparse_training": Race(tasks.LENET_MNIST, SPARSE_TRAINING, SPARSITIES, 0.95)}
+# Of each experiment one race, or one for each task.
+_RACES: dict[str, tuple[Race, ...]] = {
+    "sparse_training": (Race(tasks.LENET_MNIST, SPARSE_TRAINING, SPARSITIES, 0.95),),
+    "defaults": tuple(
+        Race(task, DEFAULTS, (0.9, 0.95, 0.98, 0.99), 0.95, seeds=(0, 1, 2))
+        for task in (*tasks.CHOSEN_ON, *tasks.CONFIRMED_ON)
+    ),
+}
 _LINES = (
     ("gradual pruning", "", "momentum SGD"),
     ("RigL", "ERK", "momentum SGD"),
@@ -75,65 +87,78 @@ _SPARSE_TRAINING = (
 )
 
 
-def race(name: str, quick: bool) -> Race:
-    """The race of an experiment; quick: on digits, with less of everything."""
+def races_of(name: str, quick: bool) -> tuple[Race, ...]:
+    """The races of an experiment; quick: on digits, with less of everything."""
     found = _RACES[name]
     if not quick:
         return found
-    return found._replace(
-        task=tasks.DIGITS,
-        contenders=tuple(
-            row._replace(grid=row.grid._replace(first=3, most=3))
-            for row in found.contenders
-        ),
-        sparsities=(0.9, 0.95),
-        seeds=(0, 1),
+    return tuple(
+        race._replace(
+            task=tasks.in_small(race.task),
+            contenders=tuple(
+                row._replace(grid=row.grid._replace(first=3, most=3))
+                for row in race.contenders
+            ),
+            sparsities=(0.9, 0.95),
+            seeds=(0, 1),
+        )
+        for race in found[:2]
     )
 
 
-def make_run(name: str, quick: bool, run: Run) -> dict[str, Any]:
+def make_run(name: str, quick: bool, number: int, run: Run) -> dict[str, Any]:
     """Makes a run of a race; what worker processes call."""
-    found = race(name, quick)
-    [contender] = [row for row in found.contenders if row.name == run.contender]
-    return races.make(found, contender, run)
+    race = races_of(name, quick)[number]
+    [contender] = [row for row in race.contenders if row.name == run.contender]
+    return races.make(race, contender, run)
 
 
 def _race_rows(name: str, options: Options) -> tuple[list[dict[str, Any]], list[str]]:
-    found = race(name, options.quick)
     path = options.runs / f"{name}.jsonl"
-    failed = runner.finish(
-        found,
-        chosen(found.contenders, options.methods),
-        path,
-        functools.partial(make_run, name, options.quick),
-        seeds=options.seeds,
-        jobs=options.jobs,
-    )
-    return races.summary(found, records.load(path)), failed
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for number, race in enumerate(races_of(name, options.quick)):
+        failed += runner.finish(
+            race,
+            chosen(race.contenders, options.methods),
+            path,
+            functools.partial(make_run, name, options.quick, number),
+            seeds=options.seeds,
+            jobs=options.jobs,
+        )
+        rows += races.summary(race, records.load(path))
+    return rows, failed
 
 
 def _race_order(name: str, quick: bool) -> list[tuple[Any, ...]]:
-    found = race(name, quick)
     return [
-        (row.method, row.setting, row.base, f"{sparsity:g}")
-        for row in found.contenders
-        for sparsity in ((0.0,) if not row.each else ()) + found.sparsities
+        (race.task.title, row.method, row.setting, row.base, f"{sparsity:g}")
+        for race in races_of(name, quick)
+        for row in race.contenders
+        for sparsity in ((0.0,) if not row.each else ()) + race.sparsities
     ]
 
 
 def _race_experiment(
-    name: str, title: str, about: str, pairs: Any, lines: Any
+    name: str,
+    title: str,
+    page: Callable[[tuple[Race, ...], Rows], str],
+    lines: Any = None,
 ) -> Experiment:
+    first = _RACES[name][0]
+    several = len(_RACES[name]) > 1
+
+    def figure(rows: Rows, quick: bool) -> Any:
+        return figures.accuracy(races_of(name, quick)[0].task.title, rows, lines)
+
     return Experiment(
-        f"{title}: {_RACES[name].task.title}",
-        _RACES[name].contenders,
-        races.BY,
+        f"{title}: {'several tasks' if several else first.task.title}",
+        first.contenders,
+        ("task", *races.BY),
         functools.partial(_race_order, name),
         functools.partial(_race_rows, name),
-        lambda rows, quick: pages.race_page(
-            name, title, about, race(name, quick), rows, pairs
-        ),
-        lambda rows, quick: figures.accuracy(race(name, quick).task.title, rows, lines),
+        lambda rows, quick: page(races_of(name, quick), rows),
+        None if lines is None else figure,
     )
 
 
@@ -151,9 +176,20 @@ EXPERIMENTS: dict[str, Experiment] = {
     "sparse_training": _race_experiment(
         "sparse_training",
         "Sparse training",
-        _SPARSE_TRAINING,
-        _PUBLISHED_ORDER,
+        lambda races, rows: pages.race_page(
+            "sparse_training",
+            "Sparse training",
+            _SPARSE_TRAINING,
+            races[0],
+            rows,
+            _PUBLISHED_ORDER,
+        ),
         _LINES,
+    ),
+    "defaults": _race_experiment(
+        "defaults",
+        "Bases and scores of one training for any sparsity",
+        lambda races, rows: pages.regret_page("defaults", races, rows, "any_sparsity"),
     ),
     "costs": Experiment(
         "What a step of each method costs, beside Adam's",

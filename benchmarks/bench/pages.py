@@ -1,11 +1,13 @@
 """The pages, each made from the CSV of its experiment and nothing else."""
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 
 from benchmarks.bench import tables
 from benchmarks.bench.races import Race
 from benchmarks.bench.records import Rows
+from benchmarks.bench.tasks import CALIBRATION
 
 # Differences are told from chance by this many standard errors.
 ERRORS = 2.0
@@ -197,6 +199,94 @@ def _commands(name: str) -> str:
         "variable PRUNADAG_RUNS names, else in the folder `runs` of the cache "
         "(`~/.cache/prunadag_optax`). A run that is there is not made again."
     )
+
+
+def regret_page(name: str, races: Sequence[Race], rows: Rows, method: str) -> str:
+    r"""What each base and score of a recipe lacks to the best of them, task by task.
+
+    Args:
+      name: of the experiment.
+      races: one a task.
+      rows: of the CSV.
+      method: the recipe.
+
+    Returns:
+      Markdown.
+    """
+    there = [r for r in races if any(row["task"] == r.task.title for row in rows)]
+    parts = [
+        f"# Bases and scores of `recipes.{method}`",
+        "Each base optimizer and each score trains one network a task and a seed, at "
+        "the learning rate that is best on validation data. Accuracies are those of "
+        "test data, in %, mean and standard deviation over the seeds, of the network "
+        "pruned once to each share; the statistics of batch normalisation are then "
+        f"computed anew on {CALIBRATION:,} training images. Beside them stand gradual "
+        "pruning, which trains anew for each sparsity, and a dense training.",
+        "## Learning rates",
+        _rates(there, rows),
+        "## Regret",
+        "Points of accuracy that a row lacks to the best row of the recipe, the mean "
+        "over 0, 90, 95 and 98%. Every row has the best learning rate of its own.",
+        _regrets(there, rows, method),
+    ]
+    for race in there:
+        own = [row for row in rows if row["task"] == race.task.title]
+        parts += [f"## {race.task.title}", _accuracy(race, own)]
+    missing = [race.task.title for race in races if race not in there]
+    if missing:
+        parts += ["## Not run yet", "".join(f"* {title}\n" for title in missing)]
+    parts += ["## How to remake this page", _commands(name)]
+    text = "\n\n".join(parts) + "\n"
+    return text.replace("this page, the figure\n", "this page\n")
+
+
+def _rates(races: Sequence[Race], rows: Rows) -> str:
+    """The chosen learning rates, a column a task."""
+    columns = ["method", "base", *(race.task.title for race in races)]
+    lines = []
+    for one in _contenders(rows):
+        cells = []
+        for race in races:
+            own = [r for r in rows if (r["task"], *_key(r)) == (race.task.title, *one)]
+            mark = " *open*" if own and own[0]["open"] else ""
+            cells.append(own[0]["learning rate"] + mark if own else "")
+        lines.append((_label(*one[:2]), one[2], *cells))
+    return (
+        "The grids are geometric with the factor 2 and are extended until the best "
+        "value has a worse one on either side. Where the cap came first, the rate is "
+        f"marked *open*.\n\n{tables.markdown(columns, lines)}"
+    )
+
+
+def _regrets(races: Sequence[Race], rows: Rows, method: str) -> str:
+    def scores(title: str, one: tuple[str, str, str]) -> list[float]:
+        return [
+            statistics.fmean(tables.numbers(row["accuracy by seed"]))
+            for row in rows
+            if (row["task"], *_key(row)) == (title, *one) and row["sparsity"] != "0.99"
+        ]
+
+    own = [one for one in _contenders(rows) if one[0] == method]
+    columns = ["method", "base", *(race.task.title for race in races)]
+    best = {
+        race.task.title: [
+            max(each)
+            for each in zip(
+                *filter(None, (scores(race.task.title, one) for one in own)),
+                strict=True,
+            )
+        ]
+        for race in races
+    }
+    lines = []
+    for one in own:
+        cells = []
+        for title, top in best.items():
+            found = scores(title, one)
+            lacks = [x - y for x, y in zip(top, found, strict=True)] if found else []
+            cells.append(f"{statistics.fmean(lacks):.2f}" if lacks else "")
+        lines.append((_label(*one[:2]), one[2], *cells))
+    return tables.markdown(columns, lines)
 
 
 def costs_page(name: str, rows: Rows) -> str:

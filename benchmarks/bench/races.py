@@ -150,7 +150,7 @@ def make(race: Race, contender: Contender, run: Run) -> dict[str, Any]:
     return {
         "key": key_of(race, contender, run),
         **run._asdict(),
-        "found": training.measured(race.task, fitted, part, asked),
+        "found": training.measured(race.task, fitted, part, asked, contender.score),
         "zeros": float(f"{_zeros(fitted.params):.6g}"),
         "steps": training.steps_of(race.task, contender, epochs_of(race, run)),
         "step ms": float(f"{fitted.step_ms:.4g}"),
@@ -201,6 +201,7 @@ def _row(
     ]
     tried = list(choice.scores)
     return {
+        "task": race.task.title,
         "method": contender.method,
         "setting": contender.setting,
         "base": contender.base,

@@ -1,4 +1,4 @@
-"""Training by a contender, on the device, an epoch in each compiled call.
+"""Training by a contender, on the device, compiled.
 
 Learning rate and seed are traced: trials and seeds of a contender share what is
 compiled.
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from benchmarks.bench import tasks
@@ -69,25 +70,35 @@ def _compiled(
         # A method whose network is sparse from the first step on says so here.
         return Carry(eval_params(state, params), stats, state)
 
-    @functools.partial(jax.jit, donate_argnums=1)
-    def epoch(train, carry, rate, key, number):
+    def step(train, carry, given, rate, key):
+        chosen, step_key = given
+        part = tasks.minibatch(task, train, chosen, jax.random.fold_in(step_key, 1))
+        (_, stats), gradient = grad(carry.params, step_key, carry.stats, part)
         tx = optimizer(rate, key)
+        updates, state = tx.update(gradient, carry.state, carry.params)
+        return Carry(optax.apply_updates(carry.params, updates), stats, state)
+
+    @jax.jit
+    def planned(train, key, number):
         epoch_key = jax.random.fold_in(jax.random.fold_in(key, 2), number)
-        order = jax.random.permutation(epoch_key, len(train.targets))
-        order = order[: task.steps_per_epoch * task.batch]
-
-        def step(carry, given):
-            chosen, step_key = given
-            part = jax.tree.map(lambda x: x[chosen], train)
-            (_, stats), gradient = grad(carry.params, step_key, carry.stats, part)
-            updates, state = tx.update(gradient, carry.state, carry.params)
-            params = optax.apply_updates(carry.params, updates)
-            return Carry(params, stats, state), None
-
         keys = jax.random.split(epoch_key, task.steps_per_epoch)
-        return jax.lax.scan(step, carry, (order.reshape(-1, task.batch), keys))[0]
+        return tasks.order(task, train, epoch_key), keys
 
-    return start, epoch
+    @functools.partial(jax.jit, donate_argnums=1)
+    def scanned(train, carry, rate, key, number):
+        def one(carry, given):
+            return step(train, carry, given, rate, key), None
+
+        return jax.lax.scan(one, carry, planned(train, key, number))[0]
+
+    one_step = jax.jit(step, donate_argnums=1)
+
+    def looped(train, carry, rate, key, number):
+        for given in zip(*planned(train, key, number), strict=True):
+            carry = one_step(train, carry, given, rate, key)
+        return carry
+
+    return start, looped if task.looped else scanned
 
 
 def fit(
@@ -131,48 +142,61 @@ def fit(
 
 @functools.lru_cache(maxsize=4)
 def _measures(task: tasks.Task) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """How many are right, and the sum of the losses."""
     network = tasks.network(task)
 
     @jax.jit
-    def measure(params, stats, examples, sparsity):
-        pruned, _ = masks.prune(params, sparsity)
-
-        def one(example):
-            inputs, target = example
-            [logits] = network.logits(pruned, stats, inputs[None])
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-            return logits.argmax() == target, loss
-
-        size = min(CHUNK, len(examples.targets))
-        right, losses = jax.lax.map(one, tuple(examples), batch_size=size)
-        return right.mean(), losses.mean()
+    def measure(params, stats, examples):
+        logits = network.logits(params, stats, examples.inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits, examples.targets
+        )
+        return (logits.argmax(-1) == examples.targets).sum(), losses.sum()
 
     return measure
 
 
+_prune = jax.jit(
+    lambda params, sparsity, score: masks.prune(params, sparsity, score=score)[0],
+    static_argnames="score",
+)
+
+
 def measured(
-    task: tasks.Task, fitted: Fitted, part: str, sparsities: tuple[float, ...]
+    task: tasks.Task,
+    fitted: Fitted,
+    part: str,
+    sparsities: tuple[float, ...],
+    score: str = "magnitude",
 ) -> dict[str, dict[str, float]]:
-    """Accuracy and loss of the network, pruned once to each sparsity by magnitude.
+    """Accuracy and loss of the network, pruned once to each sparsity.
+
+    The statistics of batch normalisation are computed anew after pruning.
 
     Args:
       task: the task.
       fitted: the trained network.
       part: "validation" or "test".
       sparsities: what to prune to.
+      score: what is ranked.
 
     Returns:
       By sparsity: "accuracy", %, and "loss", nats.
     """
-    measure = _measures(task)
-    examples = getattr(tasks.load(task), part)
+    measure, network = _measures(task), tasks.network(task)
+    data = tasks.load(task)
+    examples = getattr(data, part)
     found = {}
     for sparsity in sparsities:
-        right, loss = measure(
-            fitted.params, fitted.stats, examples, jnp.float32(sparsity)
-        )
+        pruned = _prune(fitted.params, jnp.float32(sparsity), score=score)
+        stats = network.recalibrated(pruned, fitted.stats, data.train)
+        sums = np.zeros(2)
+        for begin in range(0, len(examples.targets), CHUNK):
+            chunk = jax.tree.map(lambda x, i=begin: x[i : i + CHUNK], examples)
+            sums += np.asarray(measure(pruned, stats, chunk), float)
+        right, loss = sums / examples.targets.size
         found[f"{sparsity:g}"] = {
-            "accuracy": float(f"{100 * float(right):.6g}"),
-            "loss": float(f"{float(loss):.5g}"),
+            "accuracy": float(f"{100 * right:.6g}"),
+            "loss": float(f"{loss:.5g}"),
         }
     return found

@@ -18,7 +18,8 @@ class Grid(NamedTuple):
       centre: eta_0 > 0.
       factor: f > 1, from one value to the next.
       first: how many values to begin with, odd.
-      most: how many values there may be in all.
+      most: how many values there may be in all; with 1 the value is given, and nothing
+        is tried.
     """
 
     centre: float
@@ -71,6 +72,9 @@ def search(
       >>> choice.value, choice.open, list(choice.scores)
       (8.0, False, [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
     """
+    if grid.most == 1:
+        value = grid.value(0)
+        return [], Choice(value, {value: float("nan")}, False)
     half = grid.first // 2
     places = list(range(-half, half + 1))
     while True:

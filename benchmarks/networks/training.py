@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.networks import models, tasks
+from benchmarks.bench import models
+from benchmarks.networks import tasks
 from benchmarks.networks.plans import Contender, Plan
 from benchmarks.networks.tasks import Examples, Settings
 
