@@ -272,7 +272,26 @@ def test_finished_runs_are_not_made_again(tmp_path):
     assert [(run.phase, run.seed) for run in again.runs] == [("final", 2)]
     # A new version of a method is made anew.
     newer = RIGL._replace(version=2)
-    assert races.due(RACE, newer, records.load(path)).choice is None
+    assert not races.due(RACE, newer, records.load(path)).choices
+
+
+def test_each_sparsity_is_tuned_for_itself_where_none_is_named(tmp_path):
+    race = RACE._replace(tuned_at=None)
+
+    class Own(Fake):
+        def __call__(self, run):
+            self.best = {None: 0.3, 0.9: 0.2, 0.95: 0.05}[run.sparsity]
+            return super().__call__(run)
+
+    path, fake = tmp_path / "runs.jsonl", Own()
+    runner.finish(race, race.contenders, path, fake)
+    rows = races.summary(race, records.load(path))
+    chosen = {(row["method"], row["sparsity"]): row["learning rate"] for row in rows}
+    assert chosen["RigL", "0.9"] == "0.2"
+    assert chosen["RigL", "0.95"] == "0.05"
+    assert chosen["dense", "0.95"] == "0.4"
+    page = pages.race_page("n", "N", "about", race, rows, ())
+    assert "| RigL, uniform | momentum SGD | 0.2, 0.05 | 0.0125 to 0.4 |" in page
 
 
 def test_a_line_that_was_cut_off_is_made_again(tmp_path):

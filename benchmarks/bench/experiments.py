@@ -61,7 +61,7 @@ class Experiment(NamedTuple):
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 # Of each experiment one race, or one for each task.
 _RACES: dict[str, tuple[Race, ...]] = {
-    "sparse_training": (Race(tasks.LENET_MNIST, SPARSE_TRAINING, SPARSITIES, 0.95),),
+    "sparse_training": (Race(tasks.LENET_MNIST, SPARSE_TRAINING, SPARSITIES, None),),
     "defaults": tuple(
         Race(task, DEFAULTS, (0.9, 0.95, 0.98, 0.99), 0.95, seeds=(0, 1, 2))
         for task in (*tasks.CHOSEN_ON, *tasks.CONFIRMED_ON)

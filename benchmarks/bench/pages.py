@@ -45,7 +45,7 @@ def race_page(
 
 def _protocol(race: Race) -> str:
     task = race.task
-    tuned = f"{100 * race.tuned_at:g}%"
+    tuned = "each" if race.tuned_at is None else f"{100 * race.tuned_at:g}%"
     grid = race.contenders[0].grid
     return (
         f"The task is {task.title}: {task.train:,} examples to train on, "
@@ -57,8 +57,8 @@ def _protocol(race: Race) -> str:
         f"begins with {grid.first} values, trained for half the length with one seed. "
         "The grid is extended until the best value has a worse one on either side. "
         f"Where the cap of {grid.most} values came first, the learning rate is marked "
-        f"*open*. A method that trains for a sparsity is tuned at {tuned}; one that "
-        "trains once is tuned by the mean over all sparsities of the table but 0. "
+        f"*open*. A method that trains for a sparsity is tuned at {tuned}; one "
+        "that trains once is tuned by the mean over all sparsities of the table but 0. "
         "Momentum SGD has momentum 0.9 and no weight decay. The recipes' l1 norm and "
         "weight decay are at their defaults.\n\n"
         "Every network is evaluated by `masks.prune(eval_params(state, params), "
@@ -141,6 +141,7 @@ def _verdict(mean: float, error: float) -> str:
 
 def _settings(rows: Rows) -> str:
     text = (
+        "Several learning rates are those for the columns above, in their order. "
         "Gradients in all are those of all trainings that the accuracies of a row "
         "take, tuning left out. The time of a step is that of a run's fastest epoch, "
         "with the gradient, while other runs shared the machine; costs.md has timings "
@@ -148,15 +149,17 @@ def _settings(rows: Rows) -> str:
     )
     lines = []
     for one in _contenders(rows):
-        row = next(row for row in rows if _key(row) == one)
+        own = [row for row in rows if _key(row) == one]
+        row = own[0]
         total = int(row["trainings"]) * int(row["steps"]) * int(row["gradients"])
-        rate = row["learning rate"] + (" *open*" if row["open"] else "")
+        low = min(own, key=lambda row: float(row["tried from"]))["tried from"]
+        high = max(own, key=lambda row: float(row["tried to"]))["tried to"]
         lines.append(
             (
                 _label(*one[:2]),
                 one[2],
-                rate,
-                f"{row['tried from']} to {row['tried to']}",
+                _rate(own),
+                f"{low} to {high}",
                 row["trainings"],
                 row["steps"],
                 row["gradients"],
@@ -176,6 +179,12 @@ def _settings(rows: Rows) -> str:
         "ms a step",
     )
     return f"{text}\n\n{tables.markdown(columns, lines)}"
+
+
+def _rate(rows: Rows) -> str:
+    """The learning rates of a row's sparsities, one if they agree."""
+    found = [r["learning rate"] + (" *open*" if r["open"] else "") for r in rows]
+    return found[0] if len(set(found)) == 1 else ", ".join(found)
 
 
 def _methods(race: Race, rows: Rows) -> str:
@@ -248,8 +257,7 @@ def _rates(races: Sequence[Race], rows: Rows) -> str:
         cells = []
         for race in races:
             own = [r for r in rows if (r["task"], *_key(r)) == (race.task.title, *one)]
-            mark = " *open*" if own and own[0]["open"] else ""
-            cells.append(own[0]["learning rate"] + mark if own else "")
+            cells.append(_rate(own) if own else "")
         lines.append((_label(*one[:2]), one[2], *cells))
     return (
         "The grids are geometric with the factor 2 and are extended until the best "

@@ -1,10 +1,12 @@
 """Races: contenders train for a task, each at the best learning rate of its grid.
 
 The learning rate is chosen on validation data, by trainings of half the length with one
-seed: contenders that train for a sparsity at one of them, the others by the mean over
-all. The final runs have other seeds and the full length, and report test data.
+seed: contenders that train for a sparsity at each of them, or all at one, the others by
+the mean over all. The final runs have other seeds and the full length, and report test
+data.
 """
 
+import functools
 import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -27,14 +29,15 @@ class Race(NamedTuple):
       task: the task.
       contenders: who competes.
       sparsities: what is asked of each.
-      tuned_at: the one at which contenders that train for a sparsity are tuned.
+      tuned_at: the one at which contenders that train for a sparsity are tuned; None:
+        each at its own.
       seeds: of the final runs.
     """
 
     task: tasks.Task
     contenders: tuple[Contender, ...]
     sparsities: tuple[float, ...]
-    tuned_at: float
+    tuned_at: float | None
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -61,11 +64,12 @@ class Due(NamedTuple):
 
     Attributes:
       runs: those that can be made now.
-      choice: of the learning rate, None while trials are missing.
+      choices: of the learning rate, by the sparsity that is trained for, or None; those
+        of which no trial is missing.
     """
 
     runs: list[Run]
-    choice: tuning.Choice | None
+    choices: dict[float | None, tuning.Choice]
 
 
 Known = Mapping[str, dict[str, Any]]
@@ -104,30 +108,40 @@ def due(
       seeds: of the final runs; None: those of the race.
 
     Returns:
-      The runs that are missing, and the choice when no trial is.
+      The runs that are missing, and the choices that are made.
     """
-    target = race.tuned_at if contender.each else None
+    targets = race.sparsities if contender.each else (None,)
+    runs: list[Run] = []
+    choices: dict[float | None, tuning.Choice] = {}
+    for target in targets:
+        tuned = target if race.tuned_at is None or target is None else race.tuned_at
+        rates, choice = tuning.search(
+            contender.grid, functools.partial(_score, race, contender, known, tuned)
+        )
+        if choice is None:
+            runs += [_trial(contender, tuned, rate) for rate in rates]
+            continue
+        choices[target] = choice
+        runs += [
+            Run(contender.name, "final", target, choice.value, seed)
+            for seed in (race.seeds if seeds is None else seeds)
+        ]
+    missing = [r for r in runs if key_of(race, contender, r) not in known]
+    return Due(list(dict.fromkeys(missing)), choices)
 
-    def trial(rate: float) -> Run:
-        return Run(contender.name, "trial", target, rate, TRIAL_SEED)
 
-    def score(rate: float) -> float | None:
-        record = known.get(key_of(race, contender, trial(rate)))
-        if record is None:
-            return None
-        judged = race.sparsities if target is None else (target,)
-        found = [record["found"][f"{s:g}"]["accuracy"] for s in judged]
-        return statistics.fmean(found)
+def _trial(contender: Contender, target: float | None, rate: float) -> Run:
+    return Run(contender.name, "trial", target, rate, TRIAL_SEED)
 
-    rates, choice = tuning.search(contender.grid, score)
-    if choice is None:
-        return Due([trial(rate) for rate in rates], None)
-    runs = [
-        Run(contender.name, "final", sparsity, choice.value, seed)
-        for seed in (race.seeds if seeds is None else seeds)
-        for sparsity in (race.sparsities if contender.each else (None,))
-    ]
-    return Due([r for r in runs if key_of(race, contender, r) not in known], choice)
+
+def _score(
+    race: Race, contender: Contender, known: Known, target: float | None, rate: float
+) -> float | None:
+    record = known.get(key_of(race, contender, _trial(contender, target, rate)))
+    if record is None:
+        return None
+    judged = race.sparsities if target is None else (target,)
+    return statistics.fmean(record["found"][f"{s:g}"]["accuracy"] for s in judged)
 
 
 def make(race: Race, contender: Contender, run: Run) -> dict[str, Any]:
@@ -173,11 +187,14 @@ def summary(race: Race, known: Known) -> list[dict[str, Any]]:
     """The rows of the CSV, of those contenders that have made all their runs."""
     rows = []
     for contender in race.contenders:
-        runs, choice = due(race, contender, known)
-        if choice is None or runs:
+        runs, choices = due(race, contender, known)
+        if runs:
             continue
         asked = race.sparsities if contender.each else (0.0, *race.sparsities)
-        rows += [_row(race, contender, known, choice, s) for s in asked]
+        rows += [
+            _row(race, contender, known, choices[s if contender.each else None], s)
+            for s in asked
+        ]
     return rows
 
 
