@@ -20,7 +20,9 @@ from prunadag_optax import (
     masks,
     prunadag,
     pruning_aware,
+    scale_by_normalised_momentum,
 )
+from prunadag_optax._core.normalised_momentum import ScaleByNormalisedMomentumState
 from prunadag_optax._core.pruning_aware import GradientAtPrunedState, PruningAwareState
 from prunadag_optax.methods import (
     ac_dc,
@@ -338,6 +340,13 @@ def adam_at_the_pruned(learning_rate, b1, b2, eps, density, soft_threshold):
     )
 
 
+def normalised(learning_rate, b1, b2, eps):
+    return optax.chain(
+        scale_by_normalised_momentum(b1, b2, eps, where=masks.everything),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 def gsm(learning_rate, compression, momentum, weight_decay):
     return sparse_momentum.gsm(
         learning_rate, compression, momentum, weight_decay, where=masks.everything
@@ -430,6 +439,7 @@ METHODS = {
         bregman.adabreg, ADAM | {"regulariser": LASSO}, bregman.BregmanState
     ),
     "lottery ticket": Method(ticket, RATE, optax.ScaleByAdamState),
+    "normalised momentum": Method(normalised, ADAM, ScaleByNormalisedMomentumState, 4),
     "pruning-aware Adam": Method(
         shrunk_adam, ADAM | {"density": 0.75, "shrink_rate": 0.25}, PruningAwareState
     ),

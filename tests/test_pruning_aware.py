@@ -231,8 +231,9 @@ def test_calls_that_are_not_compiled_take_the_same_steps(name, at):
         for gradient, expected in zip(bases.gradients()[:2], path, strict=False):
             x, state = bases.step(tx, x, state, gradient)
             assert_near(x, expected)
-        # All densities, steps and states of this file are one program.
-        assert bases.compiled(name, at)._cache_size() == 1
+        # All densities, steps and states of this file are one program, or none where
+        # conftest.py has let it go.
+        assert bases.compiled(name, at)._cache_size() <= 1
 
 
 @pytest.fixture(scope="module")
