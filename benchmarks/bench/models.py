@@ -143,7 +143,7 @@ class GRU(nn.Module):
         del train, momentum
         x = nn.Embed(self.classes, self.widths[0])(x)
         for width in self.widths:
-            x = nn.RNN(nn.GRUCell(width))(x)
+            x = jnp.asarray(nn.RNN(nn.GRUCell(width))(x))
         return nn.Dense(self.classes)(x)
 
 

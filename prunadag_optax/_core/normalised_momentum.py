@@ -16,7 +16,8 @@ from prunadag_optax._common.transformation import checked
 class ScaleByNormalisedMomentumState(NamedTuple):
     """State of `scale_by_normalised_momentum`."""
 
-    count: jax.Array  # k, shape=(), dtype=int32
+    # The iterations done, shape=(), dtype=int32. optax's states have the same name.
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: Any  # m_k, averages of the gradients, like the parameters
     # v_k: one number in each leaf that shares it, one a weight in each other leaf.
     nu: Any
@@ -119,8 +120,8 @@ def _squares(gradients: Any, relevant: Any, shared: list[bool]) -> Any:
         for g, mask, one in zip(leaves, masks, shared, strict=True)
         if one
     ]
-    total = sum(jnp.sum(jnp.square(g)) for g, _ in inside)
-    count = sum(number.astype(total.dtype) for _, number in inside)
+    total: Any = sum(jnp.sum(jnp.square(g)) for g, _ in inside)
+    count: Any = sum(number.astype(total.dtype) for _, number in inside)
     mean = total / jnp.maximum(count, 1)
     return treedef.unflatten(
         mean.astype(g.dtype) if one else jnp.square(g)
