@@ -182,7 +182,17 @@ def test_the_measures_are_those_of_the_pruned_network():
 ALL = (*tasks.CHOSEN_ON, *tasks.CONFIRMED_ON)
 
 
-@pytest.mark.parametrize("task", ALL, ids=lambda task: task.title)
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(
+            task,
+            id=task.title,
+            marks=[] if task in tasks.CHOSEN_ON[1:3] else pytest.mark.slow,
+        )
+        for task in ALL
+    ],
+)
 def test_every_kind_of_network_learns_and_is_pruned(task):
     small = tasks.in_small(task)
     contender = contenders.DEFAULTS[0]
