@@ -10,7 +10,7 @@ Three ways to a network that can be pruned:
 The three give to `pruning_aware` a base optimizer, a learning rate that falls, and a
 schedule of the density. After `total_steps` the learning rate stays at 1% of its peak,
 and the density and the soft threshold keep their last values: what trains on still
-trains. The figures behind the settings are in benchmarks/results/recipe.md and
+trains. The figures behind the settings are in benchmarks/archive/results/recipe.md and
 networks.md. Beside them stands `ac_dc`, a rival of `targeted` with the settings of its
 article.
 

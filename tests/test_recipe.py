@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("sklearn")
 
 from benchmarks import measured_recipes
-from benchmarks.recipe import __main__ as recipe
-from benchmarks.recipe.studies import STUDIES, Plan, Study
+from benchmarks.archive.recipe import __main__ as recipe
+from benchmarks.archive.recipe.studies import STUDIES, Plan, Study
 from prunadag_optax import recipes
 
 

@@ -8,8 +8,8 @@ from benchmarks.article.results import Results
 from benchmarks.article.runs import STARTS
 from prunadag_optax._common.tables import to_csv
 
-# Written by `python -m benchmarks.readings`, beside the page.
-READINGS = "readings.md"
+# Written by `python -m benchmarks.archive.readings`, beside the page.
+READINGS = "../archive/results/readings.md"
 
 TITLES = {
     "least_squares": "Random least squares",
@@ -47,10 +47,10 @@ _TABLES = {
 
 
 # On the exceptions in the setting "published".
-EXPLAINED = f"""What there is to say of the exceptions:
+EXPLAINED = """What there is to say of the exceptions:
 
 * v3 on A1 and A2, v2 on A2: where some runs converge and others do not, the mean is
-  decided by the largest few, and means over 20 other runs lie far apart ({READINGS},
+  decided by the largest few, and means over 20 other runs lie far apart (readings.md,
   "Means of v3").
 * MNIST with 700 of the 1,000 digits for training: almost every method is above the
   article by about the same, Frank-Wolfe too, which has neither weights nor classes. So
@@ -188,7 +188,7 @@ def write(
         _claims(results),
         *([EXPLAINED] if setting == "published" else []),
         f"What was tried where the article's figures do not come out, and what it "
-        f"leaves open: [{READINGS}]({READINGS}).",
+        f"leaves open: [readings.md]({READINGS}).",
         *(
             _family(name, results, folder.name, list(drawn))
             for name, family in results.items()

@@ -6,8 +6,8 @@ import numpy as np
 
 from benchmarks.article.methods import Setting
 from benchmarks.article.runs import STARTS
-from benchmarks.readings import others
-from benchmarks.readings.cases import VARIANTS, Case, Outcome
+from benchmarks.archive.readings import others
+from benchmarks.archive.readings.cases import VARIANTS, Case, Outcome
 
 CONVERGED = 1e-8
 FACTOR, POINTS = 3.0, 2.5  # how near to a published figure counts as agreement
@@ -195,7 +195,7 @@ def page(
         [
             "# Readings of the article",
             "",
-            f"`python -m benchmarks.readings --runs {runs}`: rho on A1 after pruning "
+            f"`python -m benchmarks.archive.readings --runs {runs}`: rho on A1 after pruning "
             "10, 20, 30, 40, 50% (A2: 20, 40, 60%), test accuracy on REGED0 after 70, "
             "85, 90%. A mean agrees with a published rho within a factor of "
             f"{FACTOR:g} (or where both are below {CONVERGED:g}), with a published "

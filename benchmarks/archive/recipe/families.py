@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
-from benchmarks.recipe.studies import SHRINK
+from benchmarks.archive.recipe.studies import SHRINK
 from benchmarks.systems import records, training
 from prunadag_optax import masks, recipes
 

@@ -1,6 +1,6 @@
 """How often v1 and v3 step past zero, and what `capped` changes.
 
-`python -m benchmarks.capped` runs the article's least squares A1 (m = 100, n = 1000,
+`python -m benchmarks.archive.capped` runs the article's least squares A1 (m = 100, n = 1000,
 Gaussian A, T = 100, learning rate 1, float64, until ||g|| <= 1e-9) from the same random
 starts for v1 and v3 with and without the cap a <= |x|, all runs batched by vmap.
 """
@@ -83,7 +83,7 @@ def main() -> None:
         np.stack(p) for p in zip(*map(problem, range(arguments.runs)), strict=True)
     ]
     lines = [
-        f"`python -m benchmarks.capped --runs {arguments.runs}`: least squares A1, "
+        f"`python -m benchmarks.archive.capped --runs {arguments.runs}`: least squares A1, "
         f"{arguments.runs} runs. Share of the decreasable components that a step "
         "carries past zero, by iteration; and rho after pruning, mean (median).",
         "",

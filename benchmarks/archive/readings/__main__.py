@@ -1,10 +1,10 @@
 """Which reading of the article gives its published rows.
 
-`python -m benchmarks.readings [--runs 20]` solves A1 (least squares) and REGED0
+`python -m benchmarks.archive.readings [--runs 20]` solves A1 (least squares) and REGED0
 (classification) under readings that differ from the literal one in a point or two that
 the text leaves open or that an implementation may well do otherwise. A few runs of each
 are held against the published rows of v1 and v2; the readings nearest to them, and the
-literal one, are run again with all runs, on A2 too. Writes results/readings.md and
+literal one, are run again with all runs, on A2 too. Writes archive/results/readings.md and
 readings.json.
 
 The algorithm is written out here on its own, with a switch for each point; the literal
@@ -21,10 +21,10 @@ from typing import Any
 
 import jax
 
-from benchmarks.readings import others, report
-from benchmarks.readings.algorithm import Reading
-from benchmarks.readings.cases import VARIANTS, Case, Outcome, cases, check, run
-from benchmarks.readings.catalogue import ALSO, READINGS, changes
+from benchmarks.archive.readings import others, report
+from benchmarks.archive.readings.algorithm import Reading
+from benchmarks.archive.readings.cases import VARIANTS, Case, Outcome, cases, check, run
+from benchmarks.archive.readings.catalogue import ALSO, READINGS, changes
 from benchmarks.timing import progress
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"

@@ -1,9 +1,9 @@
-"""Runs the studies behind the recipes: `python -m benchmarks.recipe all`.
+"""Runs the studies behind the recipes: `python -m benchmarks.archive.recipe all`.
 
 LeNet-300-100 on the first 20,000 images of Fashion-MNIST, 12 epochs of minibatches of
 128; accuracy on 5,000 other training images after one-shot magnitude pruning over all
 kernels. The test images are not touched. Writes recipe.md and the folder recipe into
-benchmarks/results; what has been run with the same settings is not run again.
+benchmarks/archive/results; what has been run with the same settings is not run again.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from benchmarks import datasets
-from benchmarks.recipe import families
-from benchmarks.recipe.studies import SHRINK, STUDIES, Plan, Study
+from benchmarks.archive.recipe import families
+from benchmarks.archive.recipe.studies import SHRINK, STUDIES, Plan, Study
 from benchmarks.speed import environment
 from benchmarks.systems import figures, records, training
 from prunadag_optax import eval_params, masks
@@ -180,7 +180,7 @@ def write(folder: pathlib.Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs what the command line asks for and writes the page."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.recipe",
+        prog="python -m benchmarks.archive.recipe",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.quick:
         settings = {"epochs": 2, "batch": 64, "hidden": (16,)}
     typed = " ".join(sys.argv[1:] if arguments is None else arguments)
-    about = environment(f"python -m benchmarks.recipe {typed}")
+    about = environment(f"python -m benchmarks.archive.recipe {typed}")
     about = {
         "command": about.pop("command"),
         "environment": about,

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from benchmarks.readings.algorithm import Reading
+from benchmarks.archive.readings.algorithm import Reading
 
 # What each reading changes, in the order of the table.
 READINGS: dict[str, Reading] = {

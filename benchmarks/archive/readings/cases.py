@@ -10,7 +10,7 @@ import optax
 
 from benchmarks.article import published
 from benchmarks.problems import Problem, problems
-from benchmarks.readings.algorithm import Reading, solve
+from benchmarks.archive.readings.algorithm import Reading, solve
 from prunadag_optax import masks, prunadag
 
 VARIANTS = ("v1", "v2", "v3", "v4")

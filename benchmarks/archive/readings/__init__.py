@@ -1,0 +1,1 @@
+"""Readings of Algorithm 2.1: `python -m benchmarks.archive.readings`."""

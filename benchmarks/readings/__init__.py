@@ -1,1 +1,0 @@
-"""Readings of Algorithm 2.1: `python -m benchmarks.readings`."""
