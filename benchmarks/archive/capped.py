@@ -1,8 +1,8 @@
 """How often v1 and v3 step past zero, and what `capped` changes.
 
-`python -m benchmarks.archive.capped` runs the article's least squares A1 (m = 100, n = 1000,
-Gaussian A, T = 100, learning rate 1, float64, until ||g|| <= 1e-9) from the same random
-starts for v1 and v3 with and without the cap a <= |x|, all runs batched by vmap.
+`python -m benchmarks.archive.capped` runs the article's least squares A1 (m = 100, n =
+1000, Gaussian A, T = 100, learning rate 1, float64, until ||g|| <= 1e-9) from the same
+random starts for v1 and v3 with and without the cap a <= |x|, all runs batched by vmap.
 """
 
 import argparse
@@ -83,8 +83,8 @@ def main() -> None:
         np.stack(p) for p in zip(*map(problem, range(arguments.runs)), strict=True)
     ]
     lines = [
-        f"`python -m benchmarks.archive.capped --runs {arguments.runs}`: least squares A1, "
-        f"{arguments.runs} runs. Share of the decreasable components that a step "
+        f"`python -m benchmarks.archive.capped --runs {arguments.runs}`: least squares "
+        f"A1, {arguments.runs} runs. Share of the decreasable components that a step "
         "carries past zero, by iteration; and rho after pruning, mean (median).",
         "",
         "| variant | iterations | "

@@ -289,7 +289,8 @@ def prunadag(
         norms are per leaf.
       accumulation: where w^O grows: on the "optimisable" components (the article: step
         5 takes it back on D_k), or on "all". With "all" and `variant=capped("v3")` the
-        article's least squares can be pruned further (benchmarks/archive/results/readings.md).
+        article's least squares can be pruned further (readings.md in
+        benchmarks/archive/results).
       accumulator_dtype: dtype of the weights and of the average, as a `jnp.dtype` or a
         name; None keeps the parameters'. Use "float32" for half-precision parameters.
 

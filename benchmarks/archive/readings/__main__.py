@@ -4,8 +4,8 @@
 (classification) under readings that differ from the literal one in a point or two that
 the text leaves open or that an implementation may well do otherwise. A few runs of each
 are held against the published rows of v1 and v2; the readings nearest to them, and the
-literal one, are run again with all runs, on A2 too. Writes archive/results/readings.md and
-readings.json.
+literal one, are run again with all runs, on A2 too. Writes readings.md and
+readings.json into archive/results.
 
 The algorithm is written out here on its own, with a switch for each point; the literal
 reading is checked against the package before anything else. Adagrad and Frank-Wolfe,

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.archive.readings.algorithm import Reading, solve
 from benchmarks.article import published
 from benchmarks.problems import Problem, problems
-from benchmarks.archive.readings.algorithm import Reading, solve
 from prunadag_optax import masks, prunadag
 
 VARIANTS = ("v1", "v2", "v3", "v4")

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.article.methods import Setting
-from benchmarks.article.runs import STARTS
 from benchmarks.archive.readings import others
 from benchmarks.archive.readings.cases import VARIANTS, Case, Outcome
+from benchmarks.article.methods import Setting
+from benchmarks.article.runs import STARTS
 
 CONVERGED = 1e-8
 FACTOR, POINTS = 3.0, 2.5  # how near to a published figure counts as agreement
@@ -195,9 +195,9 @@ def page(
         [
             "# Readings of the article",
             "",
-            f"`python -m benchmarks.archive.readings --runs {runs}`: rho on A1 after pruning "
-            "10, 20, 30, 40, 50% (A2: 20, 40, 60%), test accuracy on REGED0 after 70, "
-            "85, 90%. A mean agrees with a published rho within a factor of "
+            f"`python -m benchmarks.archive.readings --runs {runs}`: rho on A1 after "
+            "pruning 10, 20, 30, 40, 50% (A2: 20, 40, 60%), test accuracy on REGED0 "
+            "after 70, 85, 90%. A mean agrees with a published rho within a factor of "
             f"{FACTOR:g} (or where both are below {CONVERGED:g}), with a published "
             f"accuracy within {POINTS:g} points. The readings are ranked by their "
             "distance, the mean over the cells of v1 and v2 in those units; of those "
