@@ -1,1 +1,1 @@
-"""Experiments with prunadag_optax; each runs as `python -m benchmarks.NAME`."""
+"""Experiments with prunadag_optax: `python -m benchmarks list`, and README.md."""
