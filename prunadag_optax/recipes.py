@@ -91,7 +91,8 @@ def _normalised_momentum(
     )
 
 
-# Momentum SGD has learning rates a hundred times as large, and the rest to match.
+# Momentum SGD has learning rates a hundred times as large, and the rest to match. The
+# normalised momentum's are in units of the weights, as Adam's.
 _KINDS = {
     "adam": _Kind(_adam, 3e-3, l1=0.1, weight_decay=0.1),
     "momentum": _Kind(_momentum, 0.15, l1=1e-3, weight_decay=1e-3),
@@ -148,14 +149,15 @@ def targeted(
     Args:
       total_steps: length of the training, in steps.
       sparsity: sigma in [0, 1), the share of the prunable weights to prune afterwards.
-      base: "adam"; "momentum", SGD with momentum 0.9; or a function learning_rate ->
-        transformation, such as `optax.lion`.
+      base: "adam"; "momentum", SGD with momentum 0.9; "normalised_momentum", see
+        `scale_by_normalised_momentum`; or a function learning_rate -> transformation,
+        such as `optax.lion`.
       learning_rate: eta of the first 60% of the training; from there it falls to 1%
         linearly. Or a schedule, taken as it is. None: 3e-3 with "adam", 0.15 with
-        "momentum".
+        "momentum", 0.01 with "normalised_momentum".
       l1: mu of the first 60% of the training, which falls as eta does; a step's soft
         threshold is eta mu. Or a schedule, taken as it is. None: 0.1 with "adam", 0.001
-        with "momentum", 0 with a base of your own.
+        with "momentum", 0.01 with "normalised_momentum", 0 with a base of your own.
       weight_decay: decoupled, of prunable leaves and other matrices, with a named base;
         a base of your own has its own.
       begin: part of the training with the dense network, in [0, 1).
@@ -335,7 +337,8 @@ def any_sparsity(
       base: see `targeted`.
       learning_rate: see `targeted`.
       l1: see `targeted`. More helps the smallest networks and costs the larger.
-      weight_decay: see `targeted`; None: 0.1 with "adam", 0.001 with "momentum".
+      weight_decay: see `targeted`; None: 0.1 with "adam", 0.001 with "momentum", 0 with
+        "normalised_momentum".
       dense_share: share of the turns that train the dense network, in [0, 1). The more
         it has the better it is, and the worse the sparse ones.
       densities: the turns l themselves, in (0, 1], in their order; N:M patterns such as
