@@ -35,7 +35,7 @@ from prunadag_optax._core.pruning_aware import (
     GradientAtPrunedState,
     PruningAwareState,
 )
-from prunadag_optax._ranking import counts, exact, keys
+from prunadag_optax._ranking import counts, engine, exact, keys
 from prunadag_optax._ranking.scoring import Score as Score
 from prunadag_optax._ranking.scoring import tree_of_scores
 
@@ -241,7 +241,14 @@ def _alive(params: optax.Params, parts: Parts, held: Any) -> list[Any]:
         inside = tuple(range(axes, len(shape)))
         if isinstance(masks[i], Tracer):
             number = jnp.sum(masks[i], inside, counts.count_dtype(size))
-            alive += [*number.reshape(-1)]
+            if engine.on_one_device([number]):
+                alive += [*number.reshape(-1)]
+                continue
+            # A layer cannot be taken out of a sharded axis, but all others can be zero.
+            alone = np.eye(number.size, dtype=bool).reshape(-1, *number.shape)
+            alive += [
+                jnp.sum(jnp.where(one, number, 0), dtype=number.dtype) for one in alone
+            ]
         else:
             alive += np.sum(masks[i], inside, int).reshape(-1).tolist()
     return alive

@@ -11,12 +11,12 @@ import optax
 import pytest
 from sklearn.datasets import load_digits
 
+from benchmarks.bench import models
 from benchmarks.networks import (
     __main__ as command,
 )
 from benchmarks.networks import (
     evaluation,
-    models,
     others,
     overview,
     plans,

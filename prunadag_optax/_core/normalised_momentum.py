@@ -19,8 +19,9 @@ class ScaleByNormalisedMomentumState(NamedTuple):
     # The iterations done, shape=(), dtype=int32. optax's states have the same name.
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: Any  # m_k, averages of the gradients, like the parameters
-    # v_k: one number in each leaf that shares it, one a weight in each other leaf.
-    nu: Any
+    nu: jax.Array  # v_k, shape=(), of the leaves that share it
+    # v_k of the other leaves, like the parameters; `optax.MaskedNode` for those above.
+    others: Any
 
 
 def scale_by_normalised_momentum(
@@ -81,49 +82,55 @@ def scale_by_normalised_momentum(
     if where is not None:
         checks.where(where)
 
-    def shared(tree: Any) -> list[bool]:
-        return chosen(tree, where)
+    def shared(tree: Any) -> Any:
+        return jax.tree.unflatten(jax.tree.structure(tree), chosen(tree, where))
 
     def init(params: optax.Params) -> ScaleByNormalisedMomentumState:
         mu = jax.tree.map(lambda x: jnp.zeros_like(working(x)), params)
-        leaves, treedef = jax.tree.flatten(mu)
-        nu = treedef.unflatten(
-            jnp.zeros([], x.dtype) if one else jnp.zeros_like(x)
-            for one, x in zip(shared(params), leaves, strict=True)
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(mu))
+        others = jax.tree.map(
+            lambda one, x: optax.MaskedNode() if one else jnp.zeros_like(x),
+            shared(params),
+            mu,
         )
-        return ScaleByNormalisedMomentumState(jnp.zeros([], jnp.int32), mu, nu)
+        zero = jnp.zeros([], jnp.int32)
+        return ScaleByNormalisedMomentumState(zero, mu, zero.astype(dtype), others)
 
     def update(updates, state, params, *, relevant=None, **extra_args):
         del extra_args
+        share = shared(params)
         g = jax.tree.map(working, updates)
         k = optax.safe_increment(state.count)
-        squares = _squares(g, relevant, shared(params))
+        square = _mean_square(share, g, relevant)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, g)
-        nu = jax.tree.map(lambda v, s: b2 * v + (1 - b2) * s, state.nu, squares)
+        nu = (b2 * state.nu + (1 - b2) * square).astype(state.nu.dtype)
+        others = jax.tree.map(
+            lambda one, v, g: v if one else b2 * v + (1 - b2) * jnp.square(g),
+            share,
+            state.others,
+            g,
+        )
 
-        def step(m, v):
+        def step(one, m, v):
+            v = nu.astype(m.dtype) if one else v
             return (m / (1 - b1**k)) / (jnp.sqrt(v / (1 - b2**k)) + eps)
 
-        return jax.tree.map(step, mu, nu), ScaleByNormalisedMomentumState(k, mu, nu)
+        steps = jax.tree.map(step, share, mu, others)
+        return steps, ScaleByNormalisedMomentumState(k, mu, nu, others)
 
     return checked(init, update, like_params="mu")
 
 
-def _squares(gradients: Any, relevant: Any, shared: list[bool]) -> Any:
-    """Their mean over R_k in the leaves that share it, g^2 in the others."""
-    leaves, treedef = jax.tree.flatten(gradients)
-    masks = (
-        [True] * len(leaves) if relevant is None else treedef.flatten_up_to(relevant)
-    )
-    inside = [
-        (jnp.where(mask, g, 0), jnp.sum(jnp.broadcast_to(mask, g.shape)))
-        for g, mask, one in zip(leaves, masks, shared, strict=True)
-        if one
-    ]
-    total: Any = sum(jnp.sum(jnp.square(g)) for g, _ in inside)
-    count: Any = sum(number.astype(total.dtype) for _, number in inside)
-    mean = total / jnp.maximum(count, 1)
-    return treedef.unflatten(
-        mean.astype(g.dtype) if one else jnp.square(g)
-        for one, g in zip(shared, leaves, strict=True)
-    )
+def _mean_square(share: Any, gradients: Any, relevant: Any) -> jax.Array:
+    """The mean of g^2 over R_k in the leaves that share it."""
+    if relevant is None:
+        relevant = jax.tree.map(lambda g: jnp.ones_like(g, bool), gradients)
+
+    def total(function):
+        def of_leaf(one, g, inside):
+            return jnp.sum(function(g, inside)).astype(g.dtype) if one else 0
+
+        return optax.tree.sum(jax.tree.map(of_leaf, share, gradients, relevant))
+
+    squares = total(lambda g, inside: jnp.square(jnp.where(inside, g, 0)))
+    return squares / jnp.maximum(total(lambda g, inside: inside), 1)

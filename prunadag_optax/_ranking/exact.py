@@ -243,6 +243,14 @@ def _unstacked(
     return [*lax.while_loop(lambda carry: carry[0] < vector.size, shift, start)[2:]]
 
 
+def _of_each_layer(count: jax.Array, x: jax.Array, axes: int) -> jax.Array:
+    """The count of each of the layers that x stacks, and placed as they are."""
+    if not axes:
+        return count
+    like = jnp.max(x, range(axes, x.ndim))  # only its shape and its place are used
+    return jnp.broadcast_to(count, like.shape) + jnp.zeros_like(like, count.dtype)
+
+
 @functools.partial(jax.jit, static_argnames="axes")
 def _keep_of_each(
     leaves: Sequence[jax.Array],
@@ -265,11 +273,6 @@ def _keep_of_each(
     def keep(x, count, held):
         return keep_largest([x], count, [held])[0]
 
-    count = [
-        jnp.broadcast_to(c, x.shape[:n])
-        for c, x, n in zip(count, leaves, axes, strict=True)
-    ]
-
     masks: list[Any] = [None] * len(leaves)
     rows: dict[Any, list[int]] = {}
     movable = engine.on_one_device(leaves)
@@ -283,7 +286,7 @@ def _keep_of_each(
             of_layer = keep
             for _ in range(axes[i]):
                 of_layer = jax.vmap(of_layer)
-            masks[i] = of_layer(x, count[i], held[i])
+            masks[i] = of_layer(x, _of_each_layer(count[i], x, axes[i]), held[i])
     for (length, dtype), members in rows.items():
         rank = functools.partial(_rank, dtype)
         operands = [

@@ -207,12 +207,17 @@ def updates_of(tx, params, state, gradients):
 
 def state_shardings(tx, params, mesh, shardings):
     """Those of the parameters, and the counter on every device."""
+
+    def hidden(leaf):
+        return isinstance(leaf, optax.MaskedNode)
+
     return optax.tree.map_params(
         tx,
-        lambda _, sharding: sharding,
+        lambda leaf, sharding: leaf if hidden(leaf) else sharding,
         jax.eval_shape(tx.init, params),
         shardings,
         transform_non_params=lambda _: NamedSharding(mesh, P()),
+        is_leaf=hidden,
     )
 
 
