@@ -9,8 +9,14 @@ from jax._src import compiler
 
 JAXLIB = tuple(int(n) for n in importlib.metadata.version("jaxlib").split(".")[:2])
 # Loops are written by the older of XLA's two generators of code, in a third of the
-# time. jax has no setting for it that can be another in the next file.
-QUICK = {"xla_cpu_use_fusion_emitters": False} if JAXLIB >= (0, 10) else {}
+# time, and a program is compiled as one piece. jax has no settings for these that can
+# be others in the next file.
+QUICK: dict[str, bool | int] = {}
+if JAXLIB >= (0, 10):
+    QUICK |= {
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_parallel_codegen_split_count": 1,
+    }
 
 _options = compiler.get_compile_options
 

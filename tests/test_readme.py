@@ -1,4 +1,4 @@
-"""The Python examples of the pages run as pasted, each in a process of its own."""
+"""The Python examples run as pasted, those of a page one by one in one process."""
 
 import pathlib
 import re
@@ -13,27 +13,30 @@ from tests.helpers import ROOT, environment
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What a page asks for in words: this one is about meshes.
 FLAGS = {"many_devices": "--xla_force_host_platform_device_count=8"}
+# Each has names of its own.
+ONE_BY_ONE = """
+import runpy, sys
+for path in sys.argv[1:]:
+    runpy.run_path(path, run_name="__main__")
+"""
 
 
 def examples(page: pathlib.Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
 
 
-@pytest.mark.parametrize(
-    ("page", "code"),
-    [
-        pytest.param(page.stem, code, id=f"{page.stem}-{number}")
-        for page in PAGES
-        for number, code in enumerate(examples(page))
-    ],
-)
-def test_example_runs_as_pasted(page, code, tmp_path):
-    script = tmp_path / "example.py"
-    script.write_text(code)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_run_as_pasted(page, tmp_path):
+    scripts = []
+    for number, code in enumerate(examples(page)):
+        scripts.append(tmp_path / f"{page.stem}_{number}.py")
+        scripts[-1].write_text(code)
+    if not scripts:
+        pytest.skip("no example")
     done = subprocess.run(
-        [sys.executable, script],
+        [sys.executable, "-c", ONE_BY_ONE, *scripts],
         cwd=tmp_path,
-        env=environment(**as_here(FLAGS.get(page, ""))),
+        env=environment(**as_here(FLAGS.get(page.stem, ""))),
         capture_output=True,
         text=True,
     )

@@ -15,6 +15,9 @@ from benchmarks.archive.recipe import __main__ as recipe
 from benchmarks.archive.recipe.studies import STUDIES, Plan, Study
 from prunadag_optax import recipes
 
+# The study is in the archive.
+pytestmark = pytest.mark.slow
+
 
 def test_every_case_is_an_optimizer():
     params = {"kernel": np.ones((4, 3), np.float32), "bias": np.ones(3, np.float32)}

@@ -126,7 +126,7 @@ def _mean_square(share: Any, gradients: Any, relevant: Any) -> jax.Array:
     if relevant is None:
         relevant = jax.tree.map(lambda g: jnp.ones_like(g, bool), gradients)
 
-    def total(function):
+    def total(function: Any) -> Any:
         def of_leaf(one, g, inside):
             return jnp.sum(function(g, inside)).astype(g.dtype) if one else 0
 
