@@ -235,13 +235,9 @@ def ac_dc(
     Args:
       total_steps: length of the training, in steps.
       sparsity: sigma in [0, 1), the share of the prunable weights to prune.
-      base: "momentum", SGD with momentum 0.9; "adam"; or a function learning_rate ->
-        transformation, such as `optax.lion`.
-      learning_rate: eta of the first 60% of the training; from there it falls to 1%
-        linearly. Or a schedule, taken as it is. None: 0.15 with "momentum", 3e-3 with
-        "adam".
-      weight_decay: decoupled, of prunable leaves and other matrices, with a named base;
-        None: 0.001 with "momentum", 0.1 with "adam". A base of your own has its own.
+      base: see `targeted`; here "momentum" is the default.
+      learning_rate: see `targeted`.
+      weight_decay: see `any_sparsity`. A base of your own has its own.
       warm_up: part of the training with the dense network at the beginning, in [0, 1).
       phase: part of the training that a phase takes, in (0, 1).
       last: part of the training that the last compressed phase takes, in (0, 1).

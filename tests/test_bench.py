@@ -231,6 +231,32 @@ def test_statistics_are_those_of_the_pruned_network():
     np.testing.assert_allclose(first, x[..., 0].mean(), rtol=1e-4, atol=1e-5)
 
 
+def test_regret_is_what_a_row_lacks_to_the_best_row():
+    def row(base, sparsity, accuracy):
+        return {
+            "task": tasks.DIGITS.title, "method": "any_sparsity", "setting": "lamp",
+            "base": base, "sparsity": sparsity, "trainings": "1",
+            "learning rate": "0.1", "open": "", "accuracy by seed": accuracy,
+        }  # fmt: skip
+
+    rows = [
+        row("Adam", "0", "98.00 96.00"), row("Adam", "0.9", "90.00 90.00"),
+        row("Adam", "0.99", "10.00 10.00"),
+        row("momentum SGD", "0", "95.00 95.00"),
+        row("momentum SGD", "0.9", "92.00 94.00"),
+        row("momentum SGD", "0.99", "80.00 80.00"),
+    ]  # fmt: skip
+    here, other = (
+        races.Race(task, contenders.DEFAULTS, (0.9, 0.99), 0.95, (0, 1))
+        for task in (tasks.DIGITS, tasks.LENET_MNIST)
+    )
+    page = pages.regret_page("defaults", [here, other], rows, "any_sparsity")
+    # The best: 97 and 93. 99% is not in the mean.
+    assert "| any_sparsity, lamp | Adam | 1.50 |" in page
+    assert "| any_sparsity, lamp | momentum SGD | 1.00 |" in page
+    assert f"* {tasks.LENET_MNIST.title}" in page
+
+
 # Records, with a fake training.
 
 DENSE, RIGL = (

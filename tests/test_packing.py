@@ -1,5 +1,7 @@
 """Masks of one bit a weight: what they hold, and everywhere that masks are state."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
-from prunadag_optax import masks, schedules
+from prunadag_optax import masks, recipes, schedules
 from prunadag_optax import nnx as pruning_nnx
 from prunadag_optax.linen import PruningTrainState
+from prunadag_optax.methods import dynamic_sparse
 from prunadag_optax.methods.gradual_pruning import gradual_magnitude_pruning
 
 
@@ -164,3 +167,26 @@ def test_what_is_refused():
         ValueError, match=r"mask\['bias'\] must be .* the dtype float32"
     ):
         masks.pack(params())
+
+
+@pytest.mark.parametrize(("packed", "units"), [(False, "1.25"), (True, "1.03")])
+def test_the_states_are_as_large_as_docs_methods_says(packed, units):
+    # LeNet-300-100, and momentum SGD, which has a number for each weight.
+    widths = (784, 300, 100, 10)
+    params = {
+        f"Dense_{i}": {"kernel": jnp.ones((m, n)), "bias": jnp.zeros(n)}
+        for i, (m, n) in enumerate(itertools.pairwise(widths))
+    }
+    base, plan = optax.sgd(0.1, 0.9), {"every": 10, "end": 100, "packed": packed}
+    for tx in (
+        dynamic_sparse.static_sparse(base, 0.1, packed=packed),
+        dynamic_sparse.sparse_evolution(base, 0.1, **plan),
+        dynamic_sparse.rigl(base, 0.1, **plan),
+        gradual_magnitude_pruning(base, lambda count: 0.1, packed=packed),
+        recipes.ac_dc(100, sparsity=0.9, packed=packed),
+    ):
+        held, size = (
+            sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+            for tree in (tx.init(params), params)
+        )
+        assert f"{held / size:.2f}" == units
